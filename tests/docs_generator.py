@@ -1,4 +1,4 @@
-"""Draws the generated parts of `docs/flow.md` from the code: imports, state tables, events, needs.
+"""Draws the generated parts of `docs/flow.md` from the code: imports, state tables, needs, events, rules.
 
 `python -m tests.docs_generator --write` rewrites what stands between the markers, `--check` exits 1 when it is not what the code
 says. Text outside the markers is written by hand and left alone.
@@ -27,6 +27,7 @@ from pjv2.session.send import life as sender
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOW = ROOT / "docs" / "flow.md"
+MONEY_RULES = ROOT / "tests" / "unit" / "session" / "test_money_rules.py"
 FACADE = "pjv2"
 MARKER = re.compile(r"<!-- generated: (?P<name>[a-z ]+) -->\n.*?<!-- end -->", re.DOTALL)
 
@@ -310,6 +311,21 @@ def draw_needs() -> str:
     return _table(("need", "kind", "only after", "recorded as", "answer", "what is asked"), rows)
 
 
+# ---------------------------------------------------------------- rules
+
+
+def draw_rules() -> str:
+    """The money rules M1 to M21, each by the sentences of the tests that stage its accident."""
+    rules: dict[int, list[str]] = {}
+    for node in ast.parse(MONEY_RULES.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            named = re.fullmatch(r"test_M(\d+)_(\w+)", node.name)
+            if named is not None:
+                rules.setdefault(int(named[1]), []).append(named[2].replace("_", " "))
+    _same("money rules", map(str, rules), map(str, range(1, 22)))
+    return _table(("rule", "what is tested"), ((f"M{rule}", "; ".join(rules[rule])) for rule in sorted(rules)))
+
+
 # ---------------------------------------------------------------- the document
 
 
@@ -330,6 +346,7 @@ def parts() -> dict[str, str]:
         "receiver": draw_states(receiver.Stage, receiver.TRANSITIONS, receiver.FLAGS, RECEIVER_STATES),
         "sender": draw_states(sender.Stage, sender.TRANSITIONS, sender.FLAGS, SENDER_STATES),
         "events": draw_events(),
+        "rules": draw_rules(),
         "needs": draw_needs(),
     }
 

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from pjv2.cli.output import Output
-from pjv2.errors import WrongUsage
+from pjv2.cli.output import Output, ReaderGone
+from pjv2.errors import NotNow, WrongUsage
 
 if TYPE_CHECKING:
     from pjv2.config import Config
@@ -149,7 +149,8 @@ def _heard(cli: Cli) -> Iterator[None]:
 
     class Said(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            cli.out.say(self.format(record))
+            with suppress(ReaderGone, NotNow):  # a log line that nobody can read stops no payment
+                cli.out.say(self.format(record))
 
         def format(self, record: logging.LogRecord) -> str:
             text = f"{record.levelname.lower()}: {record.getMessage()}"

@@ -133,7 +133,7 @@ class HttpServer:
         ssl_context: ssl.SSLContext | None = None,
         name: str | None = None,
     ) -> None:
-        self._host = host
+        self.host = host
         self._wanted_port = port
         self._ssl = ssl_context
         self._name = name or host
@@ -214,15 +214,15 @@ class HttpServer:
     # ------------------------------------------------------------ inside
 
     def _bind(self) -> socket.socket:
-        sock = socket.socket(socket.AF_INET6 if ":" in self._host else socket.AF_INET, socket.SOCK_STREAM)
+        sock = socket.socket(socket.AF_INET6 if ":" in self.host else socket.AF_INET, socket.SOCK_STREAM)
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind((self._host, self._wanted_port if self._port is None else self._port))
+            sock.bind((self.host, self._wanted_port if self._port is None else self._port))
             sock.listen(1024)
             sock.setblocking(False)
         except OSError as exc:
             sock.close()
-            raise WrongUsage(f"the lab cannot listen on {self._host}: {exc.strerror}") from exc
+            raise WrongUsage(f"the lab cannot listen on {self.host}: {exc.strerror}") from exc
         self._port = sock.getsockname()[1]
         return sock
 

@@ -222,7 +222,8 @@ class Relay(HttpServer):
             return self._done(request, gateway, HttpResponse(503))
         try:
             async with asyncio.timeout(_CONNECT_TIMEOUT):
-                there = await asyncio.open_connection(*_host_port(gateway))
+                host, port = _host_port(gateway)
+                there = await asyncio.open_connection(host, port, local_addr=self._local(host))
         except OSError:
             return self._done(request, gateway, HttpResponse(502))
 
@@ -297,8 +298,14 @@ class Relay(HttpServer):
             tls = self._gateway_tls or ssl.create_default_context()
         host, port = _host_port(gateway)
         async with asyncio.timeout(_CONNECT_TIMEOUT):
-            streams = await asyncio.open_connection(host, port, ssl=tls, limit=MAX_HEAD_BYTES)
+            streams = await asyncio.open_connection(
+                host, port, ssl=tls, limit=MAX_HEAD_BYTES, local_addr=self._local(host)
+            )
         return _Connection(*streams)
+
+    def _local(self, gateway_host: str) -> tuple[str, int] | None:
+        """It goes out from the address it listens at, so that a directory on loopback can tell who came."""
+        return (self.host, 0) if gateway_host.startswith("127.") and self.host.startswith("127.") else None
 
     # ------------------------------------------------------------ memory
 

@@ -120,6 +120,8 @@ class Party:
         self.pace = pace
         self.home = world.home / name
         self.home.mkdir(mode=0o700, exist_ok=True)
+        self.address = loopback(10 + len(world.parties))
+        """Where this person's requests come from, as far as the system tells loopback addresses apart."""
         self.seed = hashlib.sha256(f"pjv2 lab party {name}".encode()).digest()
         self.diary = Diary()
         self.funded: dict[Outpoint, Sats] = {}
@@ -209,6 +211,8 @@ class World:
         self.directory = Directory(host=loopback(3), long_poll=long_poll, clock=self.clock.now, rng=self.entropy)
         self.relays = tuple(Relay(host=loopback(4 + number), clock=self.clock.now) for number in range(2))
         self.parties: dict[str, Party] = {}
+        self.keys_file: Path | None = None
+        """The directory's OHTTP key in a file, for mailrooms that shall not fetch it."""
         self.strangers: set[bytes] = set()
         """Scripts of people outside: a payment to them is no loss."""
 
@@ -282,6 +286,8 @@ def http_mailroom(party: Party) -> Mailroom:
     return HttpMailroom(
         [Service(relay.url, f"operator of relay {number}") for number, relay in enumerate(world.relays, 1)],
         [Service(world.directory.url, "operator of the directory")],
+        keys_file=world.keys_file,
+        source_address=party.address,
         cache=party.store,
         clock=world.clock,
         rng=world.entropy,

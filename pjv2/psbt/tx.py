@@ -45,16 +45,21 @@ class _Library(NamedTuple):
     encode_segwit: Callable[[str, int, bytes], str | None]
     decode_base58: Callable[[str], bytes]
     encode_base58: Callable[[bytes], str]
-    ripemd160: Callable[[bytes], bytes]
+    hash160: Callable[[bytes], bytes]
     faults: tuple[type[Exception], ...]
 
 
 @cache
 def _lib() -> _Library:
     from bitcointx import base58, segwit_addr
-    from bitcointx.core import AddressDataEncodingError, CBitcoinTransaction, CBitcoinTxOut, ValidationError
-    from bitcointx.core._ripemd160 import ripemd160
-    from bitcointx.core.serialize import BytesSerializer, SerializationError, VarIntSerializer, VectorSerializer
+    from bitcointx.core import AddressDataEncodingError, CBitcoinTransaction, CBitcoinTxOut
+    from bitcointx.core.serialize import (
+        BytesSerializer,
+        Hash160,
+        SerializationError,
+        VarIntSerializer,
+        VectorSerializer,
+    )
 
     # bitcointx keeps the chain's classes in context variables that are set where it is imported: another task or thread does
     # not see them. Its readers therefore run in a copy of this context, whoever calls, and no chain is ever selected globally.
@@ -71,22 +76,10 @@ def _lib() -> _Library:
         encode_segwit=segwit_addr.encode,
         decode_base58=base58.decode,
         encode_base58=base58.encode,
-        ripemd160=ripemd160,
-        # All that reading hostile bytes was found to raise: its own trees, struct's error for a cut integer, ValueError for a
-        # superfluous witness, UnboundLocalError for a transaction without inputs, AssertionError in the segwit address decoder.
-        faults=(
-            SerializationError,
-            ValidationError,
-            AddressDataEncodingError,
-            ValueError,
-            struct.error,
-            IndexError,
-            KeyError,
-            TypeError,
-            OverflowError,
-            AssertionError,
-            UnboundLocalError,
-        ),
+        hash160=Hash160,
+        # What bitcointx raises on hostile input: its own two trees, struct's error for an integer that is cut short, ValueError for a
+        # superfluous witness or bad base64, UnboundLocalError for a transaction without inputs, IndexError for an empty bech32 body.
+        faults=(SerializationError, AddressDataEncodingError, ValueError, struct.error, UnboundLocalError, IndexError),
     )
 
 
@@ -334,8 +327,8 @@ def hash256(data: bytes) -> bytes:
 
 
 def hash160(data: bytes) -> bytes:
-    """RIPEMD-160 of SHA-256; bitcointx's own RIPEMD-160, because OpenSSL may come without it."""
-    return bytes(_lib().ripemd160(hashlib.sha256(data).digest()))
+    """RIPEMD-160 of SHA-256; bitcointx brings its own RIPEMD-160, because OpenSSL may come without it."""
+    return bytes(_lib().hash160(data))
 
 
 # --- PSBT ------------------------------------------------------------------------------------------------------------

@@ -395,7 +395,8 @@ def check_outputs(sent: SentOriginal, proposal: Psbt) -> Sats:
 def restore_metadata(sent: SentOriginal, original: Psbt, proposal: Psbt) -> Psbt:
     """The proposal with our own input and output maps; of the receiver's maps only previous output and final scripts are kept.
 
-    The redeem script is restored too, which the reference forgets (UPBUG p).
+    The redeem script is restored too, which the reference forgets (UPBUG p). Output maps come back by script, as BIP78 prints it:
+    a hardware signer recognises its change by them, also when the change paid a fee.
     """
     own = {txin.outpoint: psbt_input for txin, psbt_input in zip(original.tx.inputs, original.inputs, strict=True)}
     inputs = []
@@ -422,7 +423,7 @@ def restore_metadata(sent: SentOriginal, original: Psbt, proposal: Psbt) -> Psbt
     waiting = list(zip(original.tx.outputs, original.outputs, strict=True))
     outputs = []
     for txout in proposal.tx.outputs:
-        at = next((at for at, (known, _) in enumerate(waiting) if known == txout), None)
+        at = next((at for at, (known, _) in enumerate(waiting) if known.script == txout.script), None)
         outputs.append(PsbtOutput() if at is None else waiting.pop(at)[1])
     return Psbt(proposal.tx, tuple(inputs), tuple(outputs))
 

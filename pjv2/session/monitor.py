@@ -187,13 +187,13 @@ def look(stakes: Stakes, memory: Memory) -> Look | None:
     if memory.view is None:
         return None
     wanted, seen = stakes.watch(), memory.watched
-    covers = seen is not None and (
-        wanted.txids <= seen.txids
-        and wanted.outpoints <= seen.outpoints
-        and wanted.scripts <= seen.scripts
-        and wanted.since >= seen.since
-    )
-    return read_view(stakes, memory.view, covers=covers)
+    return read_view(stakes, memory.view, covers=seen is not None and covered(wanted, seen))
+
+
+def covered(wanted: Watch, asked: Watch) -> bool:
+    """Whether what is not in the answer to `asked` is not in sight. Every transaction that matters spends or pays what is watched,
+    so the ids are no part of the question."""
+    return wanted.outpoints <= asked.outpoints and wanted.scripts <= asked.scripts and wanted.since >= asked.since
 
 
 def read_view(stakes: Stakes, view: ChainView, *, covers: bool = True) -> Look:

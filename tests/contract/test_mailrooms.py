@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
@@ -9,10 +11,12 @@ import httpx
 import pytest
 
 from pjv2.backends.mailroom import HttpMailroom
+from pjv2.errors import NotNow
 from pjv2.lab.directory import Directory
 from pjv2.lab.relay import Relay
 from pjv2.testing.check_mailroom import CHECKS, Check, ContractBroken, MailroomWorld, check_mailroom
 from pjv2.testing.memory_mailroom import MemoryMailroom
+from pjv2.wire.mailbox import MailboxRequest
 
 LONG_POLL = 0.4
 
@@ -96,3 +100,55 @@ async def test_the_contract_notices_a_mailroom_that_forgets_what_was_read() -> N
 
     with pytest.raises(ContractBroken, match="read again"):
         await check_mailroom(make)
+
+
+SESSION = "ab" * 16
+MAILBOX = "TXJCGKTKXLUUZ"
+
+
+async def test_the_fake_fails_before_or_after_the_effect_as_told() -> None:
+    mailroom = MemoryMailroom()
+    post = MailboxRequest("POST", MAILBOX, b"x")
+    mailroom.fail_next(1)
+    with pytest.raises(NotNow, match="told to fail"):
+        await mailroom.exchange(mailroom.url, mailroom.keys, post, session=SESSION)
+    assert mailroom.mailboxes == {}
+    mailroom.lose_replies(1)
+    with pytest.raises(NotNow, match="lose the answer"):
+        await mailroom.exchange(mailroom.url, mailroom.keys, post, session=SESSION)
+    assert mailroom.mailboxes == {MAILBOX: b"x"}
+    assert (await mailroom.exchange(mailroom.url, mailroom.keys, post, session=SESSION)).reply.status == 200
+    assert [(record.method, record.mailbox) for record in mailroom.log] == [("POST", MAILBOX)] * 2
+    mailroom.prune(MAILBOX)
+    assert mailroom.mailboxes == {}
+
+
+async def test_the_fake_holds_everything_while_it_stalls() -> None:
+    mailroom = MemoryMailroom()
+    mailroom.stall = True
+    held = asyncio.create_task(mailroom.directory())
+    await asyncio.sleep(0)
+    assert not held.done()
+    mailroom.stall = False
+    assert (await held)[0] == mailroom.url
+
+
+async def test_the_fake_carries_bip78_payers() -> None:
+    mailroom = MemoryMailroom(long_poll=5.0)
+    payer = asyncio.create_task(mailroom.post_v1(MAILBOX, "cHNidP8=", "v=1"))
+    get, put = MailboxRequest("GET", MAILBOX), MailboxRequest("PUT", MAILBOX, b"cHJvcG9zYWw=")
+    got = await mailroom.exchange(mailroom.url, mailroom.keys, get, session=SESSION)
+    assert got.reply.body == b"cHNidP8=\nv=1"
+    await mailroom.exchange(mailroom.url, mailroom.keys, put, session=SESSION)
+    assert await payer == (200, b"cHJvcG9zYWw=")
+    status, body = await mailroom.post_v1(MAILBOX, "cHNidP8=", timeout_after=0.01)
+    assert (status, json.loads(body)["errorCode"]) == (503, "unavailable")
+
+
+async def test_the_fake_tells_a_full_mailbox_that_no_envelope_can_carry() -> None:
+    mailroom = MemoryMailroom(long_poll=5.0)
+    payer = asyncio.create_task(mailroom.post_v1(MAILBOX, "A" * 9000, timeout_after=0.05))
+    await asyncio.sleep(0)
+    with pytest.raises(NotNow, match="does not fit"):
+        await mailroom.exchange(mailroom.url, mailroom.keys, MailboxRequest("GET", MAILBOX), session=SESSION)
+    assert (await payer)[0] == 503

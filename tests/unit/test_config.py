@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from pjv2 import config as module
 from pjv2.config import (
     SECTIONS,
     Config,
+    data_directory,
+    default_path,
     open_chain,
     open_channels,
     open_mailroom,
@@ -183,6 +186,14 @@ def test_the_file_of_the_platform_is_read_when_none_is_named(home: Path) -> None
     (home / "config").mkdir()
     (home / "config" / "config.toml").write_text("[poller]\nmax_in_flight = 3\n")
     assert Config.load().poller.max_in_flight == 3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the XDG directories are Linux's")
+def test_the_platform_says_where_configuration_and_data_are(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(home / "c"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(home / "d"))
+    assert default_path() == home / "c" / "pjv2" / "config.toml"
+    assert data_directory() == home / "d" / "pjv2"
 
 
 @pytest.mark.parametrize("text", ["https://a.example,https://b.example", '["https://a.example", "https://b.example"]'])

@@ -55,7 +55,9 @@ def main() -> None:
         base64.b64decode(psbt.serialize(), validate=True)
     about = "PSBTs made by bdkpython 3.1.1 (BDK) with make_psbt_bdk.py: two inputs each, one payee, one change output."
     target = Path(__file__).with_name("psbt_bdk.json")
-    target.write_text(json.dumps({"about": about, "sources": {"bdkpython": "3.1.1"}, "vectors": vectors}, indent=1) + "\n")
+    target.write_text(
+        json.dumps({"about": about, "sources": {"bdkpython": "3.1.1"}, "vectors": vectors}, indent=1) + "\n"
+    )
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ Law: foreign exceptions end here, and neither an exception nor a log line holds 
 
 from pjv2.backends.mailroom.directory_list import Provenance, ServiceList, load_services
 from pjv2.backends.mailroom.keys import KeyCache, KeyStanding, Source
-from pjv2.backends.mailroom.mailroom import HttpMailroom, ServiceLike, service_from
+from pjv2.backends.mailroom.mailroom import HttpMailroom, RelayCheck, ServiceLike, service_from
 from pjv2.backends.mailroom.operators import Operators, Service
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "KeyStanding",
     "Operators",
     "Provenance",
+    "RelayCheck",
     "Service",
     "ServiceLike",
     "ServiceList",

@@ -67,7 +67,9 @@ class Carrier(Protocol):
 class ReqwestCarrier:
     """The default: Rust's reqwest, HTTP/2 where a TLS relay offers it."""
 
-    def __init__(self, *, ca_file: Path | None = None, proxy: str | None = None) -> None:
+    def __init__(
+        self, *, ca_file: Path | None = None, proxy: str | None = None, source_address: str | None = None
+    ) -> None:
         builder = (
             ClientBuilder()
             .no_proxy()
@@ -80,10 +82,15 @@ class ReqwestCarrier:
             .deflate(False)
             .user_agent("")
             .http2(True)
+            # A connection that died silently would otherwise swallow one poll after another.
+            .http2_keep_alive_interval(timedelta(seconds=20))
+            .http2_keep_alive_timeout(timedelta(seconds=10))
             .connect_timeout(timedelta(seconds=CONNECT_TIMEOUT))
         )
         if ca_file is not None:
             builder = builder.add_root_certificate_pem(read_ca_file(ca_file).encode())
+        if source_address is not None:
+            builder = builder.local_address(source_address)
         if proxy is not None:
             builder = builder.proxy(ProxyBuilder.all(proxy))
         try:

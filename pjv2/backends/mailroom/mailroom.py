@@ -32,6 +32,7 @@ from pjv2.backends.mailroom.operators import Operators, Service
 from pjv2.backends.mailroom.tunnel import (
     Dialer,
     DirectDialer,
+    FetchRefused,
     SocksDialer,
     SocksProxy,
     fetch_keys_from_loopback,
@@ -79,6 +80,15 @@ class _Failure:
 
 
 @dataclass(frozen=True, slots=True)
+class RelayCheck:
+    """Whether a relay carries to a directory now, and if not, what it said."""
+
+    relay: Service
+    works: bool
+    said: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class _Route:
     """One way to a directory: the relay, where to post, and what the relay is called in `Health`, in general and here."""
 
@@ -108,7 +118,8 @@ class HttpMailroom:
     `relays` and `directories`: URLs, mappings with `url` and `operator`, or `Service`s. `known`: further services whose operators are
     known (the packaged lists). `http`: an application's own client, used as it is; without one, traffic is carried by pyreqwest.
     `keys_file`: the directories' keys, so that they are not fetched. `ca_file`: an extra trust root in PEM. `proxy`:
-    `socks5h://host:port` for everything, with a user name per session. `cache`: where keys and health are kept between runs.
+    `socks5h://host:port` for everything, with a user name per session. `source_address`: the local address that relays see.
+    `cache`: where keys and health are kept between runs.
 
     Raises WrongUsage for services and settings that cannot be used.
     """
@@ -123,6 +134,7 @@ class HttpMailroom:
         keys_file: Path | None = None,
         ca_file: Path | None = None,
         proxy: str | None = None,
+        source_address: str | None = None,
         cache: KeyCache | None = None,
         clock: Clock | None = None,
         rng: Entropy | None = None,
@@ -151,6 +163,7 @@ class HttpMailroom:
         self._post_timeout = post_timeout
         self._cache = cache
         self._ca_file = ca_file
+        self._source_address = source_address
         self._socks = None if proxy is None else SocksProxy.parse(proxy)
         self._isolation = self._rng.token(16)
         self._dialer = dialer or (DirectDialer() if self._socks is None else SocksDialer(self._socks))
@@ -295,6 +308,23 @@ class HttpMailroom:
             raise self._no_pair(where)
         return await self._keys.get(where)
 
+    async def check_relays(self, directory: str) -> tuple[RelayCheck, ...]:
+        """Try every relay that may be used for an https directory, at the same time, by asking for its keys through it.
+
+        Raises WrongUsage for a directory that cannot be asked through relays. Nobody is blamed for what comes out.
+        """
+        await self._begin()
+        place = self._place(directory)
+
+        async def check(route: _Route) -> RelayCheck:
+            try:
+                await self._fetch_keys(route.relay.url, place.directory.url)
+            except (CarrierTrouble, FetchRefused) as exc:
+                return RelayCheck(route.relay, False, str(exc))
+            return RelayCheck(route.relay, True)
+
+        return tuple(await asyncio.gather(*(check(route) for route in place.routes)))
+
     def back_offs(self) -> dict[str, float]:
         """Who is left alone now, in words, and for how many more seconds."""
         return self._health.back_offs(self._clock.now())
@@ -426,7 +456,8 @@ class HttpMailroom:
         lent = self._carriers.get(name)
         if lent is None:
             proxy = None if self._socks is None else self._socks.url(self._isolate(session))
-            lent = self._carriers[name] = _Lent(ReqwestCarrier(ca_file=self._ca_file, proxy=proxy))
+            carrier = ReqwestCarrier(ca_file=self._ca_file, proxy=proxy, source_address=self._source_address)
+            lent = self._carriers[name] = _Lent(carrier)
         self._carriers.move_to_end(name)
         lent.users += 1
         try:

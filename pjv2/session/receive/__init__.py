@@ -19,7 +19,7 @@ from pjv2.psbt.original import OriginalFacts
 from pjv2.session import events as ev
 from pjv2.session.events import Event
 from pjv2.session.facts import ChainView, Inspection
-from pjv2.session.monitor import Look, look, news, read_view
+from pjv2.session.monitor import Look, covered, look, news, read_view
 from pjv2.session.needs import (
     Approve,
     BroadcastAnswer,
@@ -180,9 +180,7 @@ def _fallback(state: Receiver, now: Instant, seen: Look | None) -> list[Event]:
 
 def _viewed(state: Receiver, view: ChainView, now: Instant, memory: Memory) -> list[Event]:
     """News; after `Closed` a payment that nobody waits for any more."""
-    wanted, asked = state.stakes.watch(), memory.watched
-    covers = asked is not None and wanted.outpoints <= asked.outpoints and wanted.scripts <= asked.scripts
-    covers = covers and asked is not None and wanted.txids <= asked.txids
+    covers = memory.watched is not None and covered(state.stakes.watch(), memory.watched)
     seen = read_view(state.stakes, view, covers=covers)
     if state.stage is not Stage.CLOSED:
         return news(state.sightings, seen, now)
@@ -219,6 +217,8 @@ def _proposing(state: Receiver, input: Input, now: Instant, rng: Entropy, memory
             return propose.channels_committed(state, input, now, own)
         case Stage.SECURING_CHANNELS, Inspection():
             return propose.secured_after_all(state, input, now, own)
+        case Stage.PROVISIONAL_PROPOSAL, Inspection():
+            return propose.strangers_found(state, input, now)
         case Stage.PROVISIONAL_PROPOSAL, SignedPsbt():
             return propose.signed(state, input, now)
         case Stage.PAYJOIN_PROPOSAL, CoinsHeld():

@@ -148,6 +148,8 @@ class Receiver:
     """A receiver as its log tells it. `seq` is the number of events applied; every other field is named after what set it."""
 
     created: ev.ReceiverCreated = field(repr=False)
+    mailbox: Mailbox = field(repr=False)
+    """Where the payer writes."""
     stage: Stage = Stage.INITIALIZED
     seq: int = 1
     updated: float = 0.0
@@ -218,12 +220,6 @@ class Receiver:
     def memo(self) -> str:
         """Our recovery tag on channels: the node shows it to us alone."""
         return f"pj:{self.created.session}"
-
-    @property
-    def mailbox(self) -> Mailbox:
-        """Where the payer writes."""
-        key = SecretKey(self.created.receiver_key).public
-        return Mailbox(self.created.directory, self.created.keys, short_id(key))
 
     @property
     def reply_mailbox(self) -> Mailbox:
@@ -305,10 +301,11 @@ def terms_of(created: ev.ReceiverCreated) -> ReceiverTerms:
 def begin(event: ev.ReceiverCreated) -> Receiver:
     """The state after `Created`. Raises IllegalEvent when its receiver key is none."""
     try:
-        SecretKey(event.receiver_key)
+        key = SecretKey(event.receiver_key).public
     except PayjoinError as exc:
         raise IllegalEvent("Created holds no valid receiver key") from exc
-    return Receiver(created=event, plan=event.plan, updated=event.at)
+    mailbox = Mailbox(event.directory, event.keys, short_id(key))
+    return Receiver(created=event, mailbox=mailbox, plan=event.plan, updated=event.at)
 
 
 def evolve(state: Receiver, event: ev.Event) -> Receiver:

@@ -202,9 +202,8 @@ def coins_found(state: Receiver, answer: CoinsFound, now: Instant, rng: Entropy)
     checked, policy = state.checked, state.created.policy
     if checked is None or not (state.coins is None or state.coins.again):
         return []
-    strangers = unlogged(state, answer.inspection.channels)
-    if strangers:
-        return [_found_at_node(strangers, now)]
+    if found := strangers_found(state, answer.inspection, now):
+        return found
     why = _spent(state, answer.inspection)
     if why:
         return [ev.ProposingStopped(now, *why)]
@@ -252,9 +251,8 @@ def coins_held(state: Receiver, answer: CoinsHeld, now: Instant, rng: Entropy) -
                 again=True,
             )
         ]
-    strangers = unlogged(state, answer.inspection.channels)
-    if strangers:
-        return [_found_at_node(strangers, now)]
+    if found := strangers_found(state, answer.inspection, now):
+        return found
     why = _spent(state, answer.inspection)
     if why:
         return [ev.ProposingStopped(now, *why)]
@@ -304,6 +302,12 @@ def peer_taken(state: Receiver, peer: str, now: Instant) -> list[ev.Event]:
             coins.again,
         )
     ]
+
+
+def strangers_found(state: Receiver, inspection: Inspection, now: Instant) -> list[ev.Event]:
+    """A channel of this session that the log does not know: nothing more is proposed (M11)."""
+    strangers = unlogged(state, inspection.channels)
+    return [_found_at_node(strangers, now)] if strangers else []
 
 
 def _found_at_node(strangers: tuple[NodeChannel, ...], now: Instant) -> ev.ProposalFound:
@@ -430,9 +434,8 @@ def ready_to_post(state: Receiver, inspection: Inspection, now: Instant, rng: En
     """The last look: the point of no return is recorded only if every channel is listed *now* (M9) and nothing changed."""
     if state.signed is None or state.original is None:
         return []
-    strangers = unlogged(state, inspection.channels)
-    if strangers:
-        return [_found_at_node(strangers, now)]
+    if found := strangers_found(state, inspection, now):
+        return found
     channels = state.draft.channels if state.draft is not None and state.channels_pending else ()
     listed = _listed(state, inspection)
     if any(outpoint not in listed for outpoint in channels):

@@ -81,6 +81,11 @@ def inspected(state: Receiver, memory: Memory) -> Inspection | None:
     return memory.inspection if memory.inspection_seq >= state.entered else None
 
 
+def with_node(state: Receiver) -> bool:
+    """This session may have channels at a node, in any version of its log."""
+    return state.created.plan is not None and state.created.node is not None
+
+
 def foreign_proposal(state: Receiver, look: Look, memory: Memory) -> Sight | None:
     """A proposal of ours in sight: T of an earlier draft, a spend of O's inputs and of a coin of ours, or one that the node lists."""
     posted = state.draft.bare if state.posting is not None and state.draft is not None else None
@@ -217,7 +222,7 @@ def coins_free(state: Receiver, now: Instant, look: Look, memory: Memory) -> boo
         return True
     if foreign_proposal(state, look, memory) is not None:
         return False
-    if state.created.plan is not None and state.created.node is not None:
+    if with_node(state):
         seen = inspected(state, memory)
         if seen is None or unlogged(state, seen.channels):
             return False
@@ -469,7 +474,7 @@ def dead_channels(state: Receiver, now: Instant, look: Look, memory: Memory) -> 
     draft = state.draft
     if state.found:
         burial, seen = look.burial, inspected(state, memory)
-        if burial is None or (state.created.plan is not None and seen is None):
+        if burial is None or (with_node(state) and seen is None):
             return []
         orphans = dead_orphans(state, seen.channels if seen is not None else (), burial)
         ours = draft is not None and state.channels_pending and look.dead(draft)
@@ -497,7 +502,7 @@ def dead_orphans(state: Receiver, channels: tuple[NodeChannel, ...], burial: Sig
 def close(state: Receiver, now: Instant, look: Look, memory: Memory) -> list[ev.Event]:
     """3.4: nothing of ours is bound any more, and nothing can contradict the outcome."""
     burial, draft = look.burial, state.draft
-    if state.own_coins:
+    if state.own_coins or (state.found and with_node(state) and inspected(state, memory) is None):
         return []
     paid_by_payjoin = burial is not None and draft is not None and burial.bare == draft.bare
     if (state.channels_pending or (state.found and state.intended is not None)) and not paid_by_payjoin:
@@ -519,7 +524,7 @@ def close(state: Receiver, now: Instant, look: Look, memory: Memory) -> list[ev.
     left = nothing_left(state, memory, now, even_after_ttl=True)
     if left is False or (left is None and now < state.watch_over):
         return []
-    if state.created.plan is not None and state.created.node is not None and inspected(state, memory) is None:
+    if with_node(state) and inspected(state, memory) is None:
         return []
     if state.cancelled and state.no_broadcast:
         return [ev.Closed(now, Outcome.CANCELLED, None, asked, 0)]
@@ -531,7 +536,7 @@ def close(state: Receiver, now: Instant, look: Look, memory: Memory) -> list[ev.
 def _closed_by_stranger(state: Receiver, now: Instant, burial: Sight, memory: Memory) -> list[ev.Event]:
     """B, D, or a proposal this log lost: it paid us if it pays a script of this session or a channel of ours by its outpoint."""
     seen = inspected(state, memory)
-    if state.found and state.created.plan is not None and seen is None:
+    if with_node(state) and seen is None:
         return []
     listed = seen.channels if seen is not None else ()
     channels = tuple(
@@ -548,12 +553,13 @@ def evidence_needs(state: Receiver, now: Instant, look: Look | None, memory: Mem
     """What must be asked before coins are given back or the session closes without a burial (M7), or after `ProposalFound`."""
     if look is None or not look.covers:
         return []
-    with_node = state.created.plan is not None and state.created.node is not None
     due: list[Need] = []
-    if state.found:
-        return [inspect(state)] if with_node else []
+    strangers = any(sight.what in ("bumped", "conflict") for sight in look.spends_of_original)
+    if state.found or strangers:
+        # A spend that the log does not know may be a proposal that it lost: the node knows it by its channel point.
+        return [inspect(state)] if with_node(state) else []
     if state.stage is not Stage.PENDING_FALLBACK:
-        if with_node and state.channels_pending and look.burial is None:
+        if with_node(state) and state.channels_pending and look.burial is None:
             due.append(inspect(state))  # a channel of T that the node lost means the way out
         if state.posting is not None and not (state.draft is not None and look.dead(state.draft)):
             return due
@@ -565,7 +571,7 @@ def evidence_needs(state: Receiver, now: Instant, look: Look | None, memory: Mem
     )
     if not ((closing and look.quiet) or (state.own_coins and state.stage is Stage.PENDING_FALLBACK)):
         return due
-    if with_node and inspected(state, memory) is None:
+    if with_node(state) and inspected(state, memory) is None:
         due.append(inspect(state))
     if not state.v1 and nothing_left(state, memory, now, even_after_ttl=True) is None:
         due.append(ReadReply(state.reply_mailbox))
@@ -586,7 +592,7 @@ def alarms(state: Receiver, now: Instant, look: Look) -> list[ev.Event]:
 
 def swept(state: Receiver, now: Instant, look: Look | None, memory: Memory) -> list[Need]:
     """After `Closed`: a pending channel with our memo that a burial proves dead is abandoned (4.3)."""
-    if state.created.plan is None or state.created.node is None or look is None or look.burial is None:
+    if not with_node(state) or look is None or look.burial is None:
         return []
     seen = inspected(state, memory)
     orphans = dead_orphans(state, seen.channels, look.burial) if seen is not None else ()

@@ -24,6 +24,7 @@ from pjv2.session.monitor import (
     broadcast_child,
     child_to_sign,
     coins_settled,
+    covered,
     lease_until,
     look,
     news,
@@ -103,8 +104,7 @@ def needs(state: Sender, now: Instant, memory: Memory) -> Needs:
 
 
 def _poll(state: Sender) -> Poll:
-    reply = SecretKey(state.created.reply_key).public
-    return Poll(state.reply_mailbox, (state.created.receiver, reply.compressed))
+    return Poll(state.reply_mailbox, (state.created.receiver, state.reply_public))
 
 
 def _given_up(state: Sender, now: Instant) -> bool:
@@ -237,7 +237,7 @@ def decide(state: Sender, input: Input, now: Instant, rng: Entropy, memory: Memo
         case Tick():
             return tick(state, now, rng, seen)
         case ChainView():
-            covers = memory.watched is not None and state.stakes.watch().outpoints <= memory.watched.outpoints
+            covers = memory.watched is not None and covered(state.stakes.watch(), memory.watched)
             return news(state.sightings, read_view(state.stakes, input, covers=covers), now)
         case Polled() if state.stage in (Stage.POSTING_ORIGINAL, Stage.POLLING_FOR_PROPOSAL):
             return _polled(state, input, now)
@@ -287,8 +287,8 @@ def _created(state: Sender, now: Instant, rng: Entropy) -> list[Event]:
     if state.cancelled or state.expired:
         outcome = Outcome.CANCELLED if state.cancelled else Outcome.EXPIRED
         return [] if state.own_coins else [ev.Closed(now, outcome, None, state.created.amount, 0)]
-    reply = SecretKey(state.created.reply_key).public
-    message = seal_message_a(PublicKey.parse(state.created.receiver), reply, original_body(state.sent), rng)
+    receiver, reply = PublicKey.parse(state.created.receiver), PublicKey.parse(state.reply_public)
+    message = seal_message_a(receiver, reply, original_body(state.sent), rng)
     return [ev.OriginalPosting(now, message)]
 
 

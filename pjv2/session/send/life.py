@@ -98,6 +98,9 @@ class Sender:
 
     created: ev.SenderCreated = field(repr=False)
     sent: SentOriginal = field(repr=False)
+    reply_public: bytes = field(repr=False)
+    """Our reply key, compressed; it names the mailbox where the proposal will be."""
+    reply_mailbox: Mailbox = field(repr=False)
     stage: Stage = Stage.CREATED
     seq: int = 1
     updated: float = 0.0
@@ -141,12 +144,6 @@ class Sender:
         return Mailbox(self.created.directory, self.created.keys, self.created.short_id)
 
     @property
-    def reply_mailbox(self) -> Mailbox:
-        """Where the proposal will be: our own."""
-        key = SecretKey(self.created.reply_key).public
-        return Mailbox(self.created.directory, self.created.keys, short_id(key))
-
-    @property
     def own_coins(self) -> tuple[Outpoint, ...]:
         return () if self.coins_released else self.created.inputs
 
@@ -184,7 +181,7 @@ class Sender:
 def begin(event: ev.SenderCreated) -> Sender:
     """The state after `Created`. Raises IllegalEvent when the Original, the keys and the rest do not belong together."""
     try:
-        SecretKey(event.reply_key)
+        reply = SecretKey(event.reply_key).public
         PublicKey.parse(event.receiver)
         params = parse_params(event.query)
         tx = Psbt.parse(event.original).extract()
@@ -193,7 +190,13 @@ def begin(event: ev.SenderCreated) -> Sender:
         raise IllegalEvent(f"Created holds no Original that can be sent: {exc}") from exc
     if tx.txid != event.txid or tuple(txin.outpoint for txin in tx.inputs) != event.inputs:
         raise IllegalEvent("Created names another transaction than its Original")
-    return Sender(created=event, sent=sent, updated=event.at)
+    return Sender(
+        created=event,
+        sent=sent,
+        reply_public=reply.compressed,
+        reply_mailbox=Mailbox(event.directory, event.keys, short_id(reply)),
+        updated=event.at,
+    )
 
 
 def evolve(state: Sender, event: ev.Event) -> Sender:

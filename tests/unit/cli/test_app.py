@@ -11,15 +11,16 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Annotated, Any
 
 import pytest
 import typer
 
+from pjv2 import lab
 from pjv2.cli.app import COMMANDS, run
-from pjv2.cli.command import Cli
-from pjv2.cli.output import ReaderGone
+from pjv2.cli.command import Cli, explaining_what_the_lab_needs
+from pjv2.cli.output import Output, ReaderGone
 from pjv2.errors import (
     BadCiphertext,
     BadOriginal,
@@ -318,6 +319,36 @@ def test_the_version_is_a_result(capsys: pytest.CaptureFixture[str], words: list
         assert told.out.startswith("pjv2 ")
 
 
+# ---------------------------------------------------------------- the lab
+
+
+@pytest.mark.parametrize(("words", "name"), [(["demo"], "demo"), (["lab", "up"], "up")])
+def test_the_lab_is_given_the_output_and_its_end_is_the_commands_end(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], name: str
+) -> None:
+    async def done(out: Output) -> None:
+        out.say("on the way")
+        out.result("DemoDone", seconds=1.5)
+
+    async def failed(out: Output) -> None:
+        raise NotNow("the relay is away")
+
+    monkeypatch.setattr(lab, name, SimpleNamespace(run=done), raising=False)
+    assert run([*words, "--json"]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["event"] == "DemoDone"
+    assert told.err == "on the way\n"
+    monkeypatch.setattr(lab, name, SimpleNamespace(run=failed))
+    assert run(words) == 4
+
+
+def test_a_lab_without_its_kernel_says_what_to_install() -> None:
+    with pytest.raises(WrongUsage, match=r"pip install 'pjv2\[lab\]'"), explaining_what_the_lab_needs():
+        raise ModuleNotFoundError("No module named 'pbk'", name="pbk")
+    with pytest.raises(ModuleNotFoundError), explaining_what_the_lab_needs():
+        raise ModuleNotFoundError("No module named 'pjv2.nonsense'", name="pjv2.nonsense")
+
+
 # ---------------------------------------------------------------- as a process
 
 
@@ -382,7 +413,8 @@ def test_a_reader_that_leaves_early_gets_no_complaint() -> None:
     [
         (signal.SIGINT, ""),
         (signal.SIGTERM, ""),
-        (signal.SIGTERM, "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "),  # as a shell's background job
+        # A shell's background job ignores interruptions by the keyboard.
+        (signal.SIGTERM, "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "),
     ],
 )
 def test_a_stopped_process_says_that_it_was_interrupted(how: signal.Signals, before: str) -> None:

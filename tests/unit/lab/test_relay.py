@@ -77,7 +77,7 @@ async def test_the_directory_sees_the_relays_address_and_the_relay_the_clients(d
         record = relay.log[-1]
         assert (record.client, record.method, record.target) == ("127.0.0.9", "POST", directory.url)
         assert (record.bytes_in, record.bytes_out, record.status) == (8192, 8192, 200)
-        assert {seen.peer for seen in directory.log} == {"127.0.0.1"}
+        assert {seen.peer for seen in directory.log} == {"127.0.0.3"}
 
 
 async def test_the_relay_knocks_before_it_forwards_and_remembers_the_answer(client, relay, directory):

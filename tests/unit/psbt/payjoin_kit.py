@@ -195,7 +195,9 @@ DEPOSIT = Key(9004, ScriptKind.P2WPKH).script
 RESERVE = Key(9005, ScriptKind.P2TR).script
 
 
-def unsigned(purses: Sequence[Purse], outputs: Sequence[TxOut], *, sequence: int = 0xFFFFFFFD, version: int = 2) -> Psbt:
+def unsigned(
+    purses: Sequence[Purse], outputs: Sequence[TxOut], *, sequence: int = 0xFFFFFFFD, version: int = 2
+) -> Psbt:
     txins = tuple(TxIn(item.outpoint, b"", sequence) for item in purses)
     return Psbt(
         Tx(version, 0, txins, tuple(outputs)),
@@ -217,7 +219,7 @@ def original_psbt(
     """A signed Original that pays `pays` at about `rate` sat/vB."""
     total = sum(item.value for item in purses)
     outputs = [TxOut(pays, payee)] + ([TxOut(total - pays, change)] if change else [])
-    weight = sign(unsigned(purses, outputs), purses).extract().weight + 4
+    weight = sign(unsigned(purses, outputs), purses).extract().weight + 8 * len(purses)
     fee = FeeRate(rate * 250).fee(weight)
     if change:
         outputs[1] = TxOut(total - pays - fee, change)
@@ -259,6 +261,8 @@ def sent(
     return make_sent_original(psbt, payee, pays, min_fee_rate=FeeRate(min_rate), **how)  # type: ignore[arg-type]
 
 
-def received(sender: SentOriginal, purses: Sequence[Purse], their_terms: ReceiverTerms | None = None) -> CheckedOriginal:
+def received(
+    sender: SentOriginal, purses: Sequence[Purse], their_terms: ReceiverTerms | None = None
+) -> CheckedOriginal:
     """The receiver's view of what the sender posts."""
     return check_original(parse_original(original_body(sender)), facts(purses), their_terms or terms())

@@ -41,7 +41,9 @@ from tests.unit.psbt.payjoin_kit import (
     purse,
     received,
     sent,
+    sign,
     terms,
+    unsigned,
 )
 from tests.unit.psbt.test_original import judged
 
@@ -66,7 +68,10 @@ def roles(intent: Intent) -> dict[OutputRole, int]:
 
 def conserved(checked: CheckedOriginal, intent: Intent) -> bool:
     added = sum(coin.txout.value for coin in intent.coins)
-    return checked.paid + added + intent.sender_fee == sum(o.value for o in intent.outputs) + intent.our_fee + intent.sender_fee
+    return (
+        checked.paid + added + intent.sender_fee
+        == sum(o.value for o in intent.outputs) + intent.our_fee + intent.sender_fee
+    )
 
 
 # --- channel orders and plans
@@ -245,23 +250,22 @@ def test_our_share_of_the_payment_lowers_the_rate_and_finally_refuses() -> None:
     assert intent.our_fee == 100
     assert intent.rate < checked.rate
     with pytest.raises(CannotPropose, match="at most 50"):
-        make_intent(paid(100_000, rate=20, terms=terms(max_fee_share_ppm=500), contribute=False), None, [BOB.coin()], SCRIPTS)
+        make_intent(
+            paid(100_000, rate=20, terms=terms(max_fee_share_ppm=500), contribute=False), None, [BOB.coin()], SCRIPTS
+        )
 
 
 def test_several_payment_outputs_stay_and_the_first_grows() -> None:
-    from tests.unit.psbt.payjoin_kit import sign, unsigned
-
     outputs = [TxOut(60_000, PAYEE), TxOut(1_890_000, CHANGE), TxOut(40_000, PAYEE)]
     checked = judged(sign(unsigned([ALICE], outputs), [ALICE]), purses=[ALICE])
     checked = replace(checked, terms=replace(checked.terms, max_fee_share_ppm=500_000))
     intent = make_intent(checked, None, [BOB.coin()], SCRIPTS)
     assert [o.value for o in intent.outputs] == [60_000 + 80_000 - intent.our_fee, 40_000]
+    many = [TxOut(20_000, PAYEE)] * 5 + [TxOut(1_890_000, CHANGE)]
+    split = judged(sign(unsigned([ALICE], many), [ALICE]), purses=[ALICE])
+    split = replace(split, terms=checked.terms)
     with pytest.raises(CannotPropose, match="split"):
-        many = [TxOut(20_000, PAYEE)] * 5 + [TxOut(1_890_000, CHANGE)]
-        split = judged(sign(unsigned([ALICE], many), [ALICE]), purses=[ALICE])
-        make_intent(
-            replace(split, terms=checked.terms), ChannelPlan((order(None),)), [BOB.coin()], SCRIPTS
-        )
+        make_intent(split, ChannelPlan((order(None),)), [BOB.coin()], SCRIPTS)
 
 
 def test_with_substitution_disabled_the_payment_keeps_its_script_and_never_shrinks() -> None:

@@ -74,7 +74,9 @@ class Meeting:
         self.sender: SentOriginal = sent(payer, pays, **how)  # type: ignore[arg-type]
         payee = how.get("payee", PAYEE)
         self.checked: CheckedOriginal = received(
-            self.sender, payer, terms(payee, pays, **(limits or {}))  # type: ignore[arg-type]
+            self.sender,
+            payer,
+            terms(payee, pays, **(limits or {})),  # type: ignore[arg-type]
         )
         coins = [item.coin() for item in own]
         self.intent: Intent = make_intent(self.checked, plan, coins, SCRIPTS, substitute=substitute)
@@ -101,7 +103,9 @@ def fee_of(tx_inputs: list[Purse], outputs: tuple[TxOut, ...]) -> int:
 def test_every_proposal_of_ours_passes_the_senders_check_whatever_the_scripts(
     theirs: ScriptKind, ours: ScriptKind, substitution: bool
 ) -> None:
-    meeting = Meeting([purse(theirs, 2_000_000, 2)], [purse(ours, 90_000, 51)], substitution=substitution, rate=3, min_rate=750)
+    meeting = Meeting(
+        [purse(theirs, 2_000_000, 2)], [purse(ours, 90_000, 51)], substitution=substitution, rate=3, min_rate=750
+    )
     proposal = meeting.finish()
     assert len(proposal.psbt) <= meeting.intent.reply_bytes <= MAX_REPLY_BYTES
     safe = check_proposal(meeting.sender, read_reply(proposal.psbt + bytes(7088 - len(proposal.psbt))))
@@ -206,9 +210,7 @@ def test_a_draft_that_does_not_add_up_is_our_mistake() -> None:
     with pytest.raises(OurMistake, match="34 bytes"):
         draft_proposal(channels.checked, channels.intent, [CHANGE], Dice())
     with pytest.raises(OurMistake, match="twice"):
-        draft_proposal(
-            meeting.checked, replace(meeting.intent, coins=(ALICE.coin(),)), [], Dice()
-        )
+        draft_proposal(meeting.checked, replace(meeting.intent, coins=(ALICE.coin(),)), [], Dice())
 
 
 def test_funding_scripts_may_be_taproot_and_the_reply_is_no_larger_than_planned() -> None:
@@ -378,9 +380,7 @@ def test_a_way_out_that_would_leave_dust_or_has_no_coin_is_refused() -> None:
 def test_a_child_lifts_its_package_to_the_target(kind: ScriptKind) -> None:
     own = purse(kind, 90_000, 63)
     target = FeeRate(2500)
-    child = build_child(
-        own.parent, 0, own.txout, CHANGE, target, 500, 600, redeem_script=own.key.redeem_script
-    )
+    child = build_child(own.parent, 0, own.txout, CHANGE, target, 500, 600, redeem_script=own.key.redeem_script)
     tx = sign(child, [own]).extract()
     assert (500 + child.fee) * 1000 >= target.sat_per_kwu * (600 + tx.weight)
     assert Psbt.parse(child.serialize()) == child
@@ -467,7 +467,7 @@ def meetings(draw: st.DrawFn) -> dict[str, object]:
 
 
 @given(meetings())
-@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=70, deadline=None, suppress_health_check=list(HealthCheck))
 def test_every_draft_conserves_satoshis_keeps_the_caps_and_is_accepted(how: dict[str, object]) -> None:
     try:
         meeting = Meeting(**how)  # type: ignore[arg-type]

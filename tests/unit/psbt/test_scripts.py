@@ -1,4 +1,4 @@
-"""Scripts and signature hashes: what they commit to agrees with python-bitcointx, and signatures made over them are the ones wallets make."""
+"""Scripts and signature hashes: what they commit to agrees with python-bitcointx and the BIPs' vectors."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_legacy_hashes_agree_with_bitcointx() -> None:
     assert sighash_legacy(TX, 0, code) == SignatureHash(CScript(code), bitcointx_transaction(), 0, SIGHASH_ALL)
 
 
-@pytest.mark.parametrize("hash_type", (0, *TYPES))
+@pytest.mark.parametrize("hash_type", [0, *TYPES])
 @pytest.mark.parametrize("index", range(5))
 def test_taproot_hashes_agree_with_bitcointx(index: int, hash_type: int) -> None:
     from bitcointx.core import CTxOut

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from tests.unit.psbt.payjoin_kit import KINDS, Key, original_psbt, purse
 
 from pjv2.errors import BadUri, PeerMistake, WrongUsage
 from pjv2.psbt.tx import (
@@ -35,6 +34,7 @@ from pjv2.psbt.tx import (
     varint,
 )
 from pjv2.units import MAX_MONEY, Network, Outpoint
+from tests.unit.psbt.payjoin_kit import KINDS, Key, original_psbt, purse
 
 VECTORS = Path(__file__).parents[2] / "vectors"
 VALIDITY = json.loads((VECTORS / "psbt_validity.json").read_text())["vectors"]
@@ -351,7 +351,11 @@ def test_arbitrary_bytes_are_a_value_or_a_peers_mistake(data: bytes) -> None:
 SEEDS = [decoded(v) for v in VALIDITY if v["valid"] and v["name"] != "bip370_psbt_case"]
 
 
-@given(st.sampled_from(SEEDS), st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 255)), max_size=6), st.integers(0, 9))
+@given(
+    st.sampled_from(SEEDS),
+    st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 255)), max_size=6),
+    st.integers(0, 9),
+)
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_damaged_psbts_are_a_value_or_a_peers_mistake(seed: bytes, hits: list[tuple[int, int]], cut: int) -> None:
     damaged = bytearray(seed)
@@ -373,7 +377,11 @@ def test_arbitrary_text_is_an_address_or_a_bad_uri(text: str) -> None:
 
 
 def test_a_claimed_giant_count_fails_at_once() -> None:
-    for data in (b"\x02\0\0\0\xfe\xff\xff\xff\x01", b"\x02\0\0\0\xff" + b"\xff" * 8, b"\x02\0\0\0\0\x01\xfe\xff\xff\xff\x01"):
+    for data in (
+        b"\x02\0\0\0\xfe\xff\xff\xff\x01",
+        b"\x02\0\0\0\xff" + b"\xff" * 8,
+        b"\x02\0\0\0\0\x01\xfe\xff\xff\xff\x01",
+    ):
         with pytest.raises(PeerMistake):
             Tx.parse(data)
     stream = io.BytesIO()

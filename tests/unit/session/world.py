@@ -556,4 +556,5 @@ __all__ = [
     "kit",
     "order",
     "unrelated",
+    "want",
 ]

@@ -76,7 +76,7 @@ async def until_blamed(mailroom, directory, request=GET, tries=30):
 
 async def test_requests_are_spread_over_all_healthy_relays(mailroom, directory, relays):
     directory.long_poll = 0
-    carried = [await mailroom.exchange(directory.url, directory.keys, GET, session=SESSION) for _ in range(16)]
+    carried = [await mailroom.exchange(directory.url, directory.keys, GET, session=SESSION) for _ in range(40)]
     assert {one.relay for one in carried} == {relay.url for relay in relays}
 
 
@@ -100,7 +100,7 @@ async def test_a_relay_that_cannot_be_reached_is_left_alone_for_a_while_and_come
     clock.time += 5
     assert mailroom.back_offs() == {}
     relays[0].offline = False
-    used = {(await mailroom.exchange(directory.url, directory.keys, GET, session=SESSION)).relay for _ in range(12)}
+    used = {(await mailroom.exchange(directory.url, directory.keys, GET, session=SESSION)).relay for _ in range(40)}
     assert relays[0].url in used
 
 

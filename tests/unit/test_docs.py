@@ -1,0 +1,222 @@
+"""The documents say what is: their code runs, their links lead somewhere, their drawn parts are what the code says."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from pjv2.cli.app import COMMANDS
+from tests import docs_generator
+
+ROOT = Path(__file__).resolve().parents[2]
+README = ROOT / "README.md"
+SPEC_MAP = ROOT / "docs" / "spec-map.md"
+DOCUMENTS = [
+    README,
+    ROOT / "CHANGELOG.md",
+    ROOT / "relay_config" / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "tests").rglob("*.md")),
+]
+FENCE = re.compile(r"^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"(?<!!)\[[^\]]+\]\((?P<target>[^)\s]+)\)")
+MODULE = re.compile(r"`(?P<path>pjv2/[\w/]+\.py)`")
+NODE = re.compile(r"`(?P<file>[\w/]+\.py)::(?P<test>\w+)`")
+FUNCTION_ROW = re.compile(r"^\| [^|]+ \| (?P<functions>[^|]+) \| [^|]+ \|$", re.MULTILINE)
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    return [match["text"] for match in FENCE.finditer(text(path)) if match["language"] == language]
+
+
+def anchors(path: Path) -> set[str]:
+    """The fragments that GitHub gives to headings."""
+    prose = FENCE.sub("", text(path))
+    found = re.findall(r"^#+ (.+)$", prose, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in found}
+
+
+def at_home(tmp_path: Path) -> dict[str, str]:
+    """An environment without any configuration or data of whoever runs the tests."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PJV2_", "XDG_", "COV_"))}
+    return kept | {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+# ---------------------------------------------------------------- drawn parts
+
+
+def test_the_drawn_parts_of_flow_md_are_what_the_code_says() -> None:
+    stands = text(docs_generator.FLOW)
+    assert stands == docs_generator.generate(stands), "run make docs"
+
+
+def test_a_changed_table_is_noticed_and_the_hand_written_frame_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stands = text(docs_generator.FLOW)
+    copy = tmp_path / "flow.md"
+    copy.write_text(stands.replace("| `Initialized` | `OriginalReceived`", "| `Initialized` | `Nonsense`"))
+    monkeypatch.setattr(docs_generator, "FLOW", copy)
+    assert docs_generator.main(["--check"]) == 1
+    assert docs_generator.main(["--write"]) == 0
+    assert copy.read_text(encoding="utf-8") == stands
+    assert docs_generator.main(["--check"]) == 0
+
+
+@pytest.mark.parametrize("table", ["RECEIVER_STATES", "SENDER_STATES", "EFFECTS", "MEANINGS"])
+def test_a_name_that_the_code_does_not_have_is_refused(table: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(docs_generator, table, {**getattr(docs_generator, table), "Nonsense": ((), ())})
+    with pytest.raises(docs_generator.StaleTables, match="in vain"):
+        docs_generator.parts()
+
+
+def test_every_event_of_an_effect_is_announced_or_reported_once() -> None:
+    named = [event for before, after in docs_generator.EFFECTS.values() for event in (*before, *after)]
+    assert len(named) == len(set(named))
+
+
+# ---------------------------------------------------------------- what is executed
+
+
+def test_the_example_of_the_readme_is_paid(tmp_path: Path) -> None:
+    (example,) = blocks(README, "python")
+    assert len(example.splitlines()) <= 25
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", example],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=tmp_path,
+        env=at_home(tmp_path),
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "Paid\n"), done.stderr
+    assert "It prints `Paid`." in text(README)
+
+
+def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
+    lines = [line for block in blocks(README, "console") for line in block.splitlines()]
+    assert lines
+    for line in lines:
+        program, *words = shlex.split(line.removeprefix("$ "))
+        assert program == "pjv2"
+        done = subprocess.run(
+            [sys.executable, "-m", "pjv2.cli", *words],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            cwd=tmp_path,
+            env=at_home(tmp_path),
+            check=False,
+        )
+        assert done.returncode == 0, f"{line}: {done.stderr}"
+
+
+def test_the_readme_tells_every_command_there_is_and_no_other_as_working() -> None:
+    told = re.findall(r"^\| `pjv2 ([a-z ]+?)(?: ID)?` \|", text(README), re.MULTILINE)
+    assert set(told) == set(COMMANDS)
+    missing = re.search(r"^- the commands (.+?);$", text(README), re.MULTILINE)
+    assert missing is not None
+    assert not set(re.findall(r"`(\w+)`", missing[1])) & set(COMMANDS)
+
+
+def test_the_targets_of_make_that_the_documents_name_exist() -> None:
+    targets = set(re.findall(r"^([a-z]+):", text(ROOT / "Makefile"), re.MULTILINE))
+    for document in DOCUMENTS:
+        named = set(re.findall(r"(?:`|^)(?:PYTHON=\S+ )?make ([a-z]+)", text(document), re.MULTILINE))
+        assert named <= targets, name(document)
+
+
+def test_the_pythons_of_the_readme_are_those_of_the_package() -> None:
+    project = tomllib.loads(text(ROOT / "pyproject.toml"))["project"]
+    assert project["requires-python"] == ">=3.11,<3.14"
+    assert "Python 3.11, 3.12 or 3.13" in text(README)
+
+
+# ---------------------------------------------------------------- what must exist
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
+def test_links_lead_to_files_and_headings_that_exist(document: Path) -> None:
+    for match in LINK.finditer(FENCE.sub("", text(document))):
+        target, _, fragment = match["target"].partition("#")
+        if target.startswith(("https://", "http://", "mailto:")):
+            continue
+        there = (document.parent / target).resolve() if target else document
+        assert there.is_relative_to(ROOT), f"{match['target']} leads out of the repository"
+        assert there.exists(), f"{match['target']} leads nowhere"
+        if fragment:
+            assert fragment in anchors(there), f"{match['target']} names no heading"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
+def test_no_path_of_a_machine_stands_in_a_document(document: Path) -> None:
+    found = re.findall(
+        r"(?<![\w:/.])(?:/(?:work|home|root|tmp|Users|opt|mnt|var)/\S*|[A-Z]:\\\S+|~/\S+)", text(document)
+    )
+    assert not found
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
+def test_files_of_the_package_that_a_document_names_exist(document: Path) -> None:
+    for match in MODULE.finditer(text(document)):
+        assert (ROOT / match["path"]).is_file(), match["path"]
+
+
+def test_every_test_that_the_spec_map_names_exists() -> None:
+    nodes = list(NODE.finditer(text(SPEC_MAP)))
+    assert len(nodes) > 50
+    known: dict[str, set[str]] = {}
+    for match in nodes:
+        path = ROOT / "tests" / match["file"]
+        assert path.is_file(), match["file"]
+        if match["file"] not in known:
+            tree = ast.parse(text(path))
+            known[match["file"]] = {
+                node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            }
+        assert match["test"] in known[match["file"]], f"{match['file']} has no {match['test']}"
+
+
+@pytest.mark.parametrize("module", ["pjv2/psbt/original.py", "pjv2/psbt/verify.py"])
+def test_the_checklists_of_the_spec_map_name_functions_that_exist(module: str) -> None:
+    head, _, rows = text(SPEC_MAP).partition(f"| function in `{module}` |")
+    assert head != text(SPEC_MAP)
+    table = rows.partition("\n\n")[0]
+    named = {one for row in FUNCTION_ROW.finditer(table) for one in re.findall(r"`(\w+)`", row["functions"])}
+    named -= {"OriginalAccepted"}
+    defined = {node.name for node in ast.parse(text(ROOT / module)).body if isinstance(node, ast.FunctionDef)}
+    assert named
+    assert named <= defined
+
+
+def test_the_index_of_the_documents_names_them_all() -> None:
+    index = {match["target"] for match in LINK.finditer(text(ROOT / "docs" / "README.md"))}
+    there = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert there <= index
+
+
+def test_the_changelog_has_an_entry_for_this_version() -> None:
+    version = tomllib.loads(text(ROOT / "pyproject.toml"))["project"]["version"]
+    entry = re.search(
+        rf"^## {re.escape(version)}\b.*?\n(.*?)(?=^## |\Z)", text(ROOT / "CHANGELOG.md"), re.MULTILINE | re.DOTALL
+    )
+    assert entry is not None
+    assert "\n- " in entry[1]
+    assert f"Version {version}" in text(README)
