@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pjv2.app import Channel, Payjoin
     from pjv2.config import Config
     from pjv2.driver import Driver
     from pjv2.errors import (
@@ -41,6 +42,7 @@ __all__ = [
     "BadProposal",
     "BadUri",
     "CannotRead",
+    "Channel",
     "ChannelOrder",
     "ChannelPlan",
     "Config",
@@ -54,6 +56,7 @@ __all__ = [
     "OurMistake",
     "Outcome",
     "Outpoint",
+    "Payjoin",
     "PayjoinError",
     "PeerMistake",
     "PjUri",
@@ -65,6 +68,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "pjv2.app": "Channel Payjoin",
     "pjv2.config": "Config",
     "pjv2.driver": "Driver",
     "pjv2.errors": "BadCiphertext BadOriginal BadProposal BadUri CannotRead Expired IllegalEvent KeyRotated NotNow OurMistake "

@@ -52,6 +52,8 @@ from pjv2.errors import NotNow, WrongUsage
 from pjv2.units import MAX_MONEY, FeeRate, Network
 
 if TYPE_CHECKING:
+    import httpx
+
     from pjv2.backends.mailroom import ServiceLike
     from pjv2.ports import Chain, Channels, Mailroom, Store, Wallet
     from pjv2.session.events import Policy
@@ -730,8 +732,13 @@ async def open_store(config: Config) -> Store:
     return await _chosen(STORES, scheme, "[store] url", "store")(config)
 
 
-async def open_mailroom(config: Config, store: Store | None = None) -> Mailroom:
-    """Directories behind relays; `store` keeps their keys and health between runs. Raises WrongUsage, NotNow, CannotRead."""
+async def open_mailroom(
+    config: Config, store: Store | None = None, *, http: httpx.AsyncClient | None = None
+) -> Mailroom:
+    """Directories behind relays; `store` keeps their keys and health between runs, `http` is an app's own client.
+
+    Raises WrongUsage, NotNow, CannotRead.
+    """
     from pjv2.backends.mailroom import HttpMailroom
 
     told = config.payjoin
@@ -742,6 +749,7 @@ async def open_mailroom(config: Config, store: Store | None = None) -> Mailroom:
         keys_file=told.ohttp_keys_file,
         ca_file=told.ca_file,
         proxy=config.proxy,
+        http=http,
         cache=store,
     )
 

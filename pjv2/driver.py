@@ -259,8 +259,11 @@ class Driver:
         until: Callable[[State], bool] = lambda state: False,
         *,
         deadline: Instant | None = None,
+        once: bool = False,
     ) -> State:
         """Work on one session until `until` says so, it has nothing left to do, or `deadline` (by the clock) passed.
+
+        `once`: also until everything that is due was asked once without leading any further.
 
         Raises NotNow when another worker holds the session's claim, or its wallet, chain or node is not the one it belongs to.
         """
@@ -269,20 +272,29 @@ class Driver:
             await self._same_world(run.state)
             woken = self._woken.setdefault(session, asyncio.Event())
             tasks: dict[Need, Asked] = {}
+            asked: set[Need] = set()
+            seq = run.state.seq
             try:
                 while True:
                     await self._settle(run)
                     if until(run.state):
                         return run.state
+                    if run.state.seq != seq:
+                        asked, seq = set(), run.state.seq
                     now = self.clock.now()
                     if deadline is not None and now >= deadline:
                         return run.state
                     wants = model.needs(run.state, now, run.memory)
                     if not wants.due and wants.wake_at is None:
                         return run.state
+                    if once and not tasks and asked.issuperset(wants.due):
+                        return run.state
                     await self._drop(tasks, frozenset(tasks) - frozenset(wants.due))
                     for need in wants.due:
                         if need not in tasks and run.not_before.get(_kind(need), 0.0) <= now:
+                            if once and need in asked:
+                                continue
+                            asked.add(need)
                             tasks[need] = Asked(asyncio.create_task(self._perform(run, need)), run.state.seq)
                     if await self._wait(run, tasks, woken, wants, deadline):
                         await self._reload(run)

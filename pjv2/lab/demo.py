@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -130,7 +131,7 @@ async def run(out: Out, *, falsify: str | None = None) -> list[str]:
         receiver = await world.party("receiver", coins=[250_000, 320_000], lightning=True)
         payer = await world.party("payer", coins=[2_500_000, 1_800_000])
         for party in (payer, receiver):
-            party.diary.listeners.append(lambda told, name=party.name: _tell(out, name, told))
+            party.diary.listeners.append(functools.partial(_tell, out, party.name))
         stage = Stage(world, payer, receiver, out, fact)
         try:
             done = await _first_act(stage)

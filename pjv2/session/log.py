@@ -21,7 +21,7 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from enum import Enum
 from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hints
 
-from pjv2.errors import CannotRead, IllegalEvent, PayjoinError
+from pjv2.errors import CannotRead, IllegalEvent, PayjoinError, WrongUsage
 from pjv2.session import events as ev
 from pjv2.session.receive.life import Receiver
 from pjv2.session.receive.life import begin as begin_receiver
@@ -213,7 +213,7 @@ def _codec(hint: Any) -> tuple[Callable[[Any], Any], Callable[[Any, str], Any]]:
     if hint is Outpoint:
         return str, _outpoint
     if hint is FeeRate:
-        return (lambda rate: rate.sat_per_kwu), (lambda value, where: FeeRate(_integer(value, where)))
+        return (lambda rate: rate.sat_per_kwu), _rate
     if isinstance(hint, type) and issubclass(hint, Enum):
         return (lambda value: value.value), _enum(hint)
     if isinstance(hint, type) and is_dataclass(hint):
@@ -278,6 +278,13 @@ def _outpoint(value: Any, where: str) -> Outpoint:
         return Outpoint.parse(value if type(value) is str else "")
     except PayjoinError as exc:
         raise CannotRead(f"{where} is not an outpoint") from exc
+
+
+def _rate(value: Any, where: str) -> FeeRate:
+    try:
+        return FeeRate(_integer(value, where))
+    except WrongUsage as exc:
+        raise CannotRead(f"{where} is out of range: {exc}") from exc
 
 
 def _one_of(allowed: tuple[Any, ...]) -> Callable[[Any, str], Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2] / "pjv2"
-RIVER = ["errors", "units", "wire", "psbt", "session", "ports", "driver", "start", "poller", "config", "cli"]
+RIVER = ["errors", "units", "wire", "psbt", "session", "ports", "driver", "start", "poller", "config", "app", "cli"]
 RANK = {name: place for place, name in enumerate(RIVER)}
 APART = {("wire", "psbt"), ("psbt", "wire")}
 WORLD = {

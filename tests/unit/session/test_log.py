@@ -233,7 +233,7 @@ def test_a_record_that_contradicts_the_state_is_refused(told):
     secured = told.state.secured
     cases = [
         contradict(told, ev.ReceiverCreated, receiver_key=b"\x00" * 32),
-        contradict(told, ev.OriginalReceived, reply_key=b"\x02" * 33),
+        contradict(told, ev.OriginalReceived, reply_key=b"\x05" * 33),
         contradict(told, ev.OriginalReceived, body=b"junk"),
         contradict(told, ev.OriginalAccepted, txid="00" * 32),
         contradict(told, ev.OriginalAccepted, amount=accepted.amount + 1),
