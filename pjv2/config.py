@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     import httpx
 
     from pjv2.backends.mailroom import ServiceLike
+    from pjv2.backends.store.sealed import StoreKey
     from pjv2.ports import Chain, Channels, Mailroom, Store, Wallet
     from pjv2.session.events import Policy
 
@@ -232,6 +233,7 @@ class ChainSection(Section):
     either: ClassVar[tuple[tuple[str, ...], ...]] = (("password", "password_file", "cookie_file"),)
     backend: Literal["esplora", "electrum", "bitcoind", "lnd"] | None = None
     url: Annotated[str, AfterValidator(_url_of("http", "https", "tcp", "ssl"))] | None = None
+    ca_file: Path | None = None
     user: Text | None = None
     password: SecretStr | None = None
     password_file: Path | None = None
@@ -260,8 +262,12 @@ class StoreSection(Section):
 
     place: ClassVar[str] = "store"
     secret_files: ClassVar[tuple[str, ...]] = ("encryption_key_file",)
+    either: ClassVar[tuple[tuple[str, ...], ...]] = (("encryption_key_file", "encryption_keyring"),)
     url: Annotated[str, Field(pattern=r"^[a-z][a-z0-9+]*://")] = "sqlite:///pjv2.sqlite"
     encryption_key_file: Path | None = None
+    """32 bytes, or 64 hex characters: stored events are encrypted with it."""
+    encryption_keyring: Text | None = None
+    """The name under which the system's keyring holds such a key instead."""
 
 
 class PolicySection(Section):
@@ -687,14 +693,64 @@ _Opener = TypeVar("_Opener")
 
 
 async def _sql(config: Config) -> Store:
+    from pjv2.backends.store.sealed import SealedStore, refuse_sealed
     from pjv2.backends.store.sql import SqlStore
 
-    if config.store.encryption_key_file is not None:
-        raise WrongUsage(
-            "[store] encryption_key_file: this version cannot encrypt stored events; "
-            "remove the key and keep the database on an encrypted disk"
-        )
-    return await SqlStore.open(config.store_url)
+    key = await store_key(config)
+    store = await SqlStore.open(config.store_url)
+    try:
+        if key is not None:
+            return await SealedStore.open(store, key)
+        await refuse_sealed(store)
+    except BaseException:
+        await store.close()
+        raise
+    return store
+
+
+async def store_key(config: Config) -> StoreKey | None:
+    """The key that stored events are encrypted with; None where none is configured. Raises WrongUsage, NotNow."""
+    from pjv2.backends.store.sealed import StoreKey, key_in_keyring
+
+    if config.store.encryption_keyring is not None:
+        return await key_in_keyring(config.store.encryption_keyring)
+    file = config.store.encryption_key_file
+    if file is not None and not file.exists():
+        raise WrongUsage(f"[store] encryption_key_file: there is no {file}; pjv2 store encrypt --make-key makes one")
+    data = config.store.secret_bytes("encryption_key")
+    return None if data is None else StoreKey.parse(data, "[store] encryption_key_file")
+
+
+async def _bdk(config: Config) -> Wallet:
+    from pjv2.backends.wallet import bdk
+
+    told = config.wallet
+    keys = bdk.keys_from(told.secret("descriptor"), told.secret("change_descriptor"), told.secret_bytes("mnemonic"))
+    ring = bdk.key_ring(keys, config.network)
+    server = bdk.source_for(config.chain_backend, config.chain.url, config.proxy)
+    # By the keys' public name: other keys have another file.
+    path = data_directory() / f"wallet-{config.network}-{ring.name}.sqlite"
+    return await bdk.BdkWallet.open(path, ring, config.network, sync=server)
+
+
+def _chain_url(config: Config, example: str) -> str:
+    if config.chain.url is None:
+        raise WrongUsage(f"[chain] url is missing: name the server that tells about blocks, such as {example}")
+    return config.chain.url
+
+
+async def _esplora(config: Config) -> Chain:
+    from pjv2.backends.chain.esplora import EsploraChain
+
+    url = _chain_url(config, "https://host/api")
+    return EsploraChain(url, network=config.network, proxy=config.proxy, ca_file=config.chain.ca_file)
+
+
+async def _electrum(config: Config) -> Chain:
+    from pjv2.backends.chain.electrum import ElectrumChain
+
+    url = _chain_url(config, "ssl://host:50002")
+    return ElectrumChain(url, network=config.network, proxy=config.proxy, ca_file=config.chain.ca_file)
 
 
 async def _no_channels(config: Config, chain: Chain | None) -> None:
@@ -709,8 +765,8 @@ async def _rehearsal(config: Config, chain: Chain | None) -> Channels:
 
 # A back end that pjv2 learns to speak is one function and one line here.
 STORES: dict[str, Callable[[Config], Awaitable[Store]]] = {"sqlite": _sql, "postgresql": _sql}
-WALLETS: dict[str, Callable[[Config], Awaitable[Wallet]]] = {}
-CHAINS: dict[str, Callable[[Config], Awaitable[Chain]]] = {}
+WALLETS: dict[str, Callable[[Config], Awaitable[Wallet]]] = {"bdk": _bdk}
+CHAINS: dict[str, Callable[[Config], Awaitable[Chain]]] = {"esplora": _esplora, "electrum": _electrum}
 CHANNELS: dict[str, Callable[[Config, Chain | None], Awaitable[Channels | None]]] = {
     "none": _no_channels,
     "rehearsal": _rehearsal,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar, assert_never
 
@@ -42,6 +42,7 @@ from pjv2.psbt.plan import ChannelOrder, ReceiverScripts
 from pjv2.session import State
 from pjv2.session.events import Event
 from pjv2.session.facts import ChannelFailure, Inspection, ReservedChannel, SecuredChannel
+from pjv2.session.monitor import LEASE
 from pjv2.session.needs import (
     Answer,
     Broadcast,
@@ -79,6 +80,8 @@ from pjv2.session.needs import (
     Tick,
     Watch,
 )
+from pjv2.session.send import Sender
+from pjv2.session.send import Stage as SenderStage
 from pjv2.units import Instant, Outpoint, SessionId
 from pjv2.wire.mailbox import MailboxReply, MailboxRequest
 from pjv2.wire.message import seal_message_a
@@ -161,12 +164,12 @@ class Driver:
 
     async def create(self, first: Event, row_facts: Callable[[State], SessionRow]) -> State:
         """Store a new session with its `Created` event. WrongUsage when its order or URI exists already."""
-        state = model.evolve(None, first)
-        change = self._change(None, state, 0, [first], row_facts(state))
-        answer = await self.store.create(change)
+        trail = _trail(None, [first])
+        state = trail[-1].after
+        answer = await self.store.create(_change(trail, 0, row_facts(state)))
         match answer:
             case Stored():
-                self._tell(None, [first])
+                self._tell(trail)
                 return state
             case CoinTakenBy(session=by, outpoint=outpoint):
                 raise NotNow(f"the coin {outpoint} was just taken by session {by}; try again", after=1)
@@ -197,59 +200,24 @@ class Driver:
         if session in self._woken:
             self._woken[session].set()
 
-    def _change(self, before: State | None, after: State, seq: int, events: Sequence[Event], row: SessionRow) -> Change:
-        see: list[Outpoint] = []
-        take: list[Outpoint] = []
-        peers: list[str] = []
-        block: list[tuple[str, int]] = []
-        free_coins = free_peers = False
-        state = before
-        for event in events:
-            effects = model.effects(state, event)
-            see += effects.see_inputs
-            take += effects.take_coins
-            peers += effects.take_peers
-            block += effects.block_peers
-            free_coins = free_coins or effects.free_coins
-            free_peers = free_peers or effects.free_peers
-            state = model.evolve(state, event)
-        records = tuple(
-            Record(seq=seq + index, at=event.at, name=model.event_name(event), data=model.encode(event))
-            for index, event in enumerate(events)
-        )
-        return Change(
-            row=row,
-            seq=seq,
-            records=records,
-            see_inputs=tuple(see),
-            take_coins=tuple(take),
-            free_coins=free_coins,
-            take_peers=tuple(peers),
-            free_peers=free_peers,
-            block_peers=tuple(block),
-        )
-
     async def _append(self, run: Run, events: Sequence[Event]) -> Appended:
         """Store events on top of the run's snapshot; the snapshot advances only when they are stored."""
-        state = run.state
-        for event in events:
-            state = model.evolve(state, event)
+        trail = _trail(run.state, events)
+        state = trail[-1].after
         row = await self.store.row(run.session)
         facts = model.row_facts(state, self.clock.now(), run.memory)
         row = replace(row, state=facts.state, outcome=facts.outcome, next_due=facts.next_due)
-        answer = await self.store.append(self._change(run.state, state, run.state.seq, events, row))
+        answer = await self.store.append(_change(trail, run.state.seq, row))
         if isinstance(answer, Stored):
-            before = run.state
-            run.memory = run.memory.appended(before.seq, len(events))
+            run.memory = run.memory.appended(run.state.seq, len(events))
             run.state = state
-            self._tell(before, events)
+            self._tell(trail)
         return answer
 
-    def _tell(self, before: State | None, events: Iterable[Event]) -> None:
-        state = before
-        for event in events:
-            state = model.evolve(state, event)
-            self.notify.told(model.event_name(event), event.at, state.session, model.public_event(state, event))
+    def _tell(self, trail: Sequence[Step]) -> None:
+        for step in trail:
+            facts = model.public_event(step.after, step.event)
+            self.notify.told(model.event_name(step.event), step.event.at, step.after.session, facts)
 
     # ------------------------------------------------------------ the loop
 
@@ -270,6 +238,7 @@ class Driver:
         async with self._claimed(session):
             run = Run(session, await self.load(session))
             await self._same_world(run.state)
+            await self._keep_lease(run.state)
             woken = self._woken.setdefault(session, asyncio.Event())
             tasks: dict[Need, Asked] = {}
             asked: set[Need] = set()
@@ -289,9 +258,9 @@ class Driver:
                         return run.state
                     if once and not tasks and asked.issuperset(wants.due):
                         return run.state
-                    await self._drop(tasks, frozenset(tasks) - frozenset(wants.due))
+                    await self._drop(run, tasks, frozenset(tasks) - frozenset(wants.due))
                     for need in wants.due:
-                        if need not in tasks and run.not_before.get(_kind(need), 0.0) <= now:
+                        if need not in tasks and self._ready_at(run, need, now) <= now:
                             if once and need in asked:
                                 continue
                             asked.add(need)
@@ -300,7 +269,7 @@ class Driver:
                         await self._reload(run)
                     await self._take(run, tasks)
             finally:
-                await self._drop(tasks, frozenset(tasks))
+                await self._drop(run, tasks, frozenset(tasks))
 
     async def _settle(self, run: Run) -> None:
         """Draw every consequence of time and flags that needs no answer from the world."""
@@ -343,7 +312,7 @@ class Driver:
     ) -> bool:
         """Until a task ends, somebody wakes us, or time is up; True when the log may have changed behind our back."""
         now = self.clock.now()
-        times = [run.not_before.get(_kind(need), now) for need in wants.due if need not in tasks]
+        times = [self._ready_at(run, need, now) for need in wants.due if need not in tasks]
         times += [at for at in (wants.wake_at, deadline) if at is not None]
         times.append(now + self.pace.watch)
         waker = asyncio.create_task(woken.wait())
@@ -385,7 +354,7 @@ class Driver:
             if isinstance(need, Watch | Broadcast):
                 run.not_before[kind] = self.clock.now() + self._repeat_after(need)
             if not await self._store_or_reload(run, events):
-                await self._undo(need)
+                await self._undo(run, need)
 
     def _back_off(self, run: Run, need: Need, exc: NotNow) -> None:
         kind = _kind(need)
@@ -399,6 +368,11 @@ class Driver:
             name, self.clock.now(), run.session, {"what": type(need).__name__, "why": str(exc), "tries": count}
         )
 
+    def _ready_at(self, run: Run, need: Need, now: Instant) -> Instant:
+        """When a want may be performed again: at once if the clock went back, for no pause is longer than these."""
+        at = run.not_before.get(_kind(need), now)
+        return at if at - now <= max(self.pace.watch, self.pace.rebroadcast, self.pace.retry_max) else now
+
     def _repeat_after(self, need: Need) -> float:
         match need:
             case Watch():
@@ -410,24 +384,33 @@ class Driver:
             case _:
                 return self.pace.retry
 
-    async def _undo(self, need: Need) -> None:
-        """M17: a worker that lost the race gives back what it reserved at the node."""
+    async def _undo(self, run: Run, need: Need) -> None:
+        """M17: a worker that lost the race gives back what it reserved: at the node, and at the wallet what is not the session's."""
+        if isinstance(need, ReserveCoins):
+            held = frozenset(run.state.own_coins)
+            stray = tuple(coin for coin in need.coins if coin not in held)
+            if stray:
+                with contextlib.suppress(NotNow):
+                    await self.wallet.unlock(stray, need.lock_id)
         if isinstance(need, ReserveChannels) and self.channels is not None:
             for id, order in need.orders:
                 with contextlib.suppress(NotNow):
                     await self.channels.cancel(id)
                     await self.channels.disconnect(order.peer)
 
-    async def _drop(self, tasks: dict[Need, Asked], needless: frozenset[Need]) -> None:
+    async def _drop(self, run: Run, tasks: dict[Need, Asked], needless: frozenset[Need]) -> None:
+        trouble: BaseException | None = None
         for need in needless:
             task = tasks.pop(need).task
             finished = task.done()
             task.cancel()
             outcome = (await asyncio.gather(task, return_exceptions=True))[0]
             if isinstance(outcome, BaseException) and not isinstance(outcome, PayjoinError | asyncio.CancelledError):
-                raise outcome
-            if isinstance(need, ReserveChannels) and not finished:
-                await self._undo(need)
+                trouble = trouble or outcome
+            elif isinstance(need, ReserveChannels | ReserveCoins) and not finished:
+                await self._undo(run, need)
+        if trouble is not None:
+            raise trouble  # only now: the other tasks must not work on behind the caller's back
 
     @contextlib.asynccontextmanager
     async def _claimed(self, session: SessionId) -> AsyncIterator[None]:
@@ -466,6 +449,11 @@ class Driver:
             if ours != node:
                 raise NotNow(f"session {state.session} belongs to the Lightning node {node}, this is {ours}")
 
+    async def _keep_lease(self, state: State) -> None:
+        """`Created` of a sender announces the lease of its coins; whoever wrote it may have died before the wallet was told."""
+        if isinstance(state, Sender) and state.stage is SenderStage.CREATED and state.own_coins:
+            await self.wallet.lock(state.own_coins, state.created.lock_id, state.created.at + LEASE)
+
     # ------------------------------------------------------------ answers
 
     async def _perform(self, run: Run, need: Need) -> Answer:  # noqa: PLR0911, PLR0912  one match over needs, nothing else
@@ -494,7 +482,10 @@ class Driver:
             case Watch(txids=txids, outpoints=outpoints, scripts=scripts, since=since):
                 return await self.chain.view(txids, outpoints, scripts, since)
             case Broadcast(purpose=purpose, txid=txid, raw=raw):
-                return BroadcastAnswer(purpose, txid, await self.chain.broadcast(raw))
+                result = await self.chain.broadcast(raw)
+                if result.verdict == "accepted":
+                    await self.wallet.saw(raw)
+                return BroadcastAnswer(purpose, txid, result)
             case GatherFacts():
                 return await self._facts(need)
             case FindCoins():
@@ -640,7 +631,13 @@ class Driver:
 
     async def _reserve_channels(self, need: ReserveChannels) -> ChannelsOffered:
         node = self._node()
-        answers = await asyncio.gather(*(self._timed(node.reserve(id, order, need.memo)) for id, order in need.orders))
+
+        async def reserve(id: bytes, order: ChannelOrder) -> ReservedChannel:
+            # Connected before, perhaps: an earlier attempt ended by cutting every peer off, the ones that did nothing wrong too.
+            await node.connect(order.peer, order.host)
+            return await node.reserve(id, order, need.memo)
+
+        answers = await asyncio.gather(*(self._timed(reserve(id, order)) for id, order in need.orders))
         reserved: list[ReservedChannel] = []
         failed: list[ChannelFailure] = []
         for (id, order), answer in zip(need.orders, answers, strict=True):
@@ -682,6 +679,44 @@ class Driver:
             if channel.state == "pending" and channel.outpoint not in need.drafted
         )
         return ChannelsCleared(remaining, tuple(abandoned), (await self.chain.tip()).height)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """An event, and the states on both sides of it."""
+
+    before: State | None
+    event: Event
+    after: State
+
+
+def _trail(before: State | None, events: Sequence[Event]) -> list[Step]:
+    """The states that events lead through. Raises IllegalEvent; nothing was stored then."""
+    trail: list[Step] = []
+    for event in events:
+        after = model.evolve(before, event)
+        trail.append(Step(before, event, after))
+        before = after
+    return trail
+
+
+def _change(trail: Sequence[Step], seq: int, row: SessionRow) -> Change:
+    """What one append writes: the records, the row, and what the events take, free and block."""
+    effects = [model.effects(step.before, step.event) for step in trail]
+    return Change(
+        row=row,
+        seq=seq,
+        records=tuple(
+            Record(seq + index, step.event.at, model.event_name(step.event), model.encode(step.event))
+            for index, step in enumerate(trail)
+        ),
+        see_inputs=tuple(outpoint for each in effects for outpoint in each.see_inputs),
+        take_coins=tuple(outpoint for each in effects for outpoint in each.take_coins),
+        free_coins=any(each.free_coins for each in effects),
+        take_peers=tuple(peer for each in effects for peer in each.take_peers),
+        free_peers=any(each.free_peers for each in effects),
+        block_peers=tuple(entry for each in effects for entry in each.block_peers),
+    )
 
 
 def _kind(need: Need) -> object:

@@ -259,6 +259,10 @@ class Wallet(Protocol):
         """A signed PSBT that pays `payments`, with metadata, its inputs locked. WrongUsage when the money does not suffice."""
         ...
 
+    async def saw(self, tx: bytes) -> None:
+        """The network took this transaction from us: coins that it spends or makes are known without asking anybody."""
+        ...
+
     async def close(self) -> None: ...
 
 

@@ -28,8 +28,9 @@ from pjv2.wire.uri import V2Endpoint, parse_uri
 MAX_EXPIRE_IN = 518_400
 """Six days: proposing never outlives the mailbox, which a directory keeps for seven."""
 
-LEASE_MARGIN = 30 * 86_400.0
-"""Coins stay locked at the wallet this long beyond expiry; the lease is renewed while a transaction may still confirm."""
+FUND_LEASE = 600.0
+"""Coins are locked this long while the session is written: a process that dies in between must not bind them for a month.
+The driver takes the long lease when it first works on the session."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,9 +214,7 @@ async def send(
     genesis = await _right_network(driver, network)
     in_use = frozenset(await driver.store.coins_in_use())
     lock_id = driver.entropy.token(32)
-    funded = await driver.wallet.fund(
-        [TxOut(pays, script)], rate, lock_id, endpoint.expires + LEASE_MARGIN, avoid=in_use
-    )
+    funded = await driver.wallet.fund([TxOut(pays, script)], rate, lock_id, now + FUND_LEASE, avoid=in_use)
     inputs = [txin.outpoint for txin in Psbt.parse(funded).tx.inputs]
     try:
         original = make_sent_original(Psbt.parse(funded), script, pays, min_fee_rate=rate)
@@ -258,14 +257,15 @@ async def send(
 
 async def _never_paid(driver: Driver, uri_id: str, again: bool) -> str:
     """A URI or receiver key is paid once, ever; `again` only after a session that ended with its inputs still ours."""
-    row = await driver.store.find(uri_id=uri_id)
-    if row is None:
-        return uri_id
-    if not again or row.outcome not in ("Cancelled", "Expired"):
-        raise WrongUsage(
-            f"this request was paid before by session {row.session} ({row.outcome or row.state}); see `pjv2 show {row.session[:8]}`"
-        )
-    tries = 2
-    while await driver.store.find(uri_id=f"{uri_id}:{tries}") is not None:
+    tries = 0
+    while True:
         tries += 1
-    return f"{uri_id}:{tries}"
+        name = uri_id if tries == 1 else f"{uri_id}:{tries}"
+        row = await driver.store.find(uri_id=name)
+        if row is None:
+            return name
+        # Every earlier payment counts, not only the first one: the one made with --again may have arrived.
+        if not again or row.outcome not in ("Cancelled", "Expired"):
+            raise WrongUsage(
+                f"this request was paid before by session {row.session} ({row.outcome or row.state}); see `pjv2 show {row.session[:8]}`"
+            )

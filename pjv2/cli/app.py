@@ -19,15 +19,37 @@ from pjv2.cli.output import Output, ReaderGone
 from pjv2.errors import NotNow, PayjoinError, WrongUsage
 
 COMMANDS: dict[str, str] = {
+    "init": "pjv2.cli.init",
+    "doctor": "pjv2.cli.doctor",
+    "receive": "pjv2.cli.receive",
+    "send": "pjv2.cli.send",
+    "run": "pjv2.cli.run",
+    "resume": "pjv2.cli.resume",
+    "cancel": "pjv2.cli.cancel",
+    "approve": "pjv2.cli.approve",
+    "refuse": "pjv2.cli.refuse",
+    "plan add": "pjv2.cli.plan:add",
+    "plan list": "pjv2.cli.plan:shown",
+    "plan remove": "pjv2.cli.plan:remove",
+    "channels": "pjv2.cli.channels",
     "history": "pjv2.cli.history",
     "show": "pjv2.cli.show",
     "explain": "pjv2.cli.explain",
+    "relays": "pjv2.cli.relays",
+    "export": "pjv2.cli.export",
+    "store encrypt": "pjv2.cli.store:encrypt",
+    "store decrypt": "pjv2.cli.store:decrypt",
+    "completion": "pjv2.cli.completion",
     "demo": "pjv2.cli.demo",
     "lab up": "pjv2.cli.lab_up",
 }
-"""A command's words and the module whose `run` it is."""
+"""A command's words and the module whose `run` it is, or `module:function`."""
 
-GROUPS = {"lab": "A whole payjoin world on this machine; its coins are worth nothing."}
+GROUPS = {
+    "store": "The session database: stored events behind a key, or in the clear.",
+    "lab": "A whole payjoin world on this machine; its coins are worth nothing.",
+    "plan": "The channel schedule: channels that wait for a payment large enough.",
+}
 
 OUR_BUG = 1
 WRONG_USAGE = 2
@@ -47,7 +69,8 @@ def build(commands: dict[str, str] | None = None) -> typer.Typer:
                 groups[group[0]] = _typer(group[0])
                 app.add_typer(groups[group[0]])
             parent = groups[group[0]]
-        parent.command(name)(as_typer(import_module(module).run))
+        path, _, function = module.partition(":")
+        parent.command(name)(as_typer(getattr(import_module(path), function or "run")))
     return app
 
 
@@ -90,13 +113,13 @@ def _version() -> str:
         return "(not installed)"
 
 
-def run(args: Sequence[str] | None = None, commands: dict[str, str] | None = None) -> int:
-    """Run a command and answer its exit code."""
+def run(args: Sequence[str] | None = None, commands: dict[str, str] | None = None, *, cli: Cli | None = None) -> int:
+    """Run a command and answer its exit code; a program that runs it itself hands in its own `cli`."""
     words = list(sys.argv[1:] if args is None else args)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    cli = Cli()
+    cli = cli or Cli()
     try:
         command = typer.main.get_command(build(commands))
         code = command.main(words, prog_name="pjv2", standalone_mode=False, obj=cli)
@@ -117,7 +140,7 @@ def run(args: Sequence[str] | None = None, commands: dict[str, str] | None = Non
 def _output(cli: Cli, words: Sequence[str]) -> Output:
     """The output, also when the line could not be read far enough to see its --json."""
     if not cli.json and "--json" in words:
-        return Output(json=True, verbose=cli.verbose)
+        return Output(json=True, verbose=cli.verbose, stdout=cli.stdout, stderr=cli.stderr)
     return cli.out
 
 

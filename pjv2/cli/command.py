@@ -9,12 +9,14 @@ Law: the configuration is read when a command first asks for it, and commands th
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
+from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TextIO, get_type_hints
 
 import typer
 
@@ -22,6 +24,7 @@ from pjv2.cli.output import Output, ReaderGone
 from pjv2.errors import NotNow, WrongUsage
 
 if TYPE_CHECKING:
+    from pjv2.app import Payjoin
     from pjv2.config import Config
 
 ConfigOption = Annotated[
@@ -33,19 +36,45 @@ VerboseOption = Annotated[
 ]
 
 
+class Until(StrEnum):
+    """How far a payment is followed: in sight, confirmed as often as the policy says, or six blocks deep."""
+
+    SEEN = "seen"
+    CONFIRMED = "confirmed"
+    CLOSED = "closed"
+
+
+IdArgument = Annotated[str, typer.Argument(metavar="ID", help="A session's id, or the beginning of it.")]
+UntilOption = Annotated[Until, typer.Option("--until", help="How far to follow the payment; `pjv2 run` does the rest.")]
+DetachOption = Annotated[bool, typer.Option("--detach", help="Do not follow it: `pjv2 run` or `pjv2 resume` does.")]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Check and show everything; sign away, store and send nothing.")
+]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
 @dataclass
 class Cli:
-    """One run of the program. `overrides` are flags that stand for configuration, `resume` is said after an interruption."""
+    """One run of the program. `overrides` are flags that stand for configuration, `resume` is said after an interruption.
+
+    A program that runs commands itself may hand in streams, `opened` (what opens the desk for a configuration), and `runner`
+    (what runs a command's coroutine to its end).
+    """
 
     config_path: Path | None = None
     json: bool = False
     verbose: int = 0
     overrides: dict[str, Any] = field(default_factory=dict)
     resume: str = ""
+    opened: Callable[[Config], AbstractAsyncContextManager[Payjoin]] | None = None
+    runner: Callable[[Coroutine[Any, Any, None]], None] | None = None
+    stdin: TextIO | None = None
+    stdout: TextIO | None = None
+    stderr: TextIO | None = None
 
     @cached_property
     def out(self) -> Output:
-        return Output(json=self.json, verbose=self.verbose)
+        return Output(json=self.json, verbose=self.verbose, stdout=self.stdout, stderr=self.stderr)
 
     @cached_property
     def config(self) -> Config:
@@ -54,11 +83,59 @@ class Cli:
 
         return Config.load(self.config_path, self.overrides)
 
+    def payjoin(self) -> AbstractAsyncContextManager[Payjoin]:
+        """The desk that the configuration describes: `async with cli.payjoin() as pj:`. Raises WrongUsage, NotNow, CannotRead."""
+        from pjv2.app import Payjoin
+
+        return (self.opened or Payjoin.open)(self.config)
+
+    def words(self, *words: str) -> str:
+        """A command of this program as a person would type it, with the configuration that this one was given."""
+        import shlex
+
+        config = [] if self.config_path is None else ["--config", str(self.config_path)]
+        return shlex.join(["pjv2", *config, *words])
+
+    @property
+    def asks(self) -> bool:
+        """There is a person at a terminal who can be asked."""
+        streams = (self.stdin or sys.stdin, self.stderr or sys.stderr)
+        return not self.json and all(stream is not None and stream.isatty() for stream in streams)
+
+    async def confirm(self, question: str) -> bool:
+        """Ask a person; only a yes is one."""
+        self.out.say(f"{question} [y/N]")
+        return (await _line(self.stdin or sys.stdin)).strip().lower() in {"y", "yes"}
+
     def told(self, config: Path | None, json: bool, verbose: int) -> None:
         """Take global options, wherever on the line they stood."""
         self.config_path = config if config is not None else self.config_path
         self.json = self.json or json
         self.verbose += verbose
+
+
+async def _line(stream: TextIO) -> str:
+    """One line, read beside the loop: an interruption ends the wait, and the thread holds nobody up."""
+    import asyncio
+    import threading
+
+    loop = asyncio.get_running_loop()
+    read: asyncio.Future[str] = loop.create_future()
+
+    def hand_over(line: str) -> None:
+        if not read.done():
+            read.set_result(line)
+
+    def reader() -> None:
+        try:
+            line = stream.readline()
+        except (OSError, ValueError):  # closed meanwhile: nobody answered
+            line = ""
+        with suppress(RuntimeError):  # the loop is gone: nobody waits any more
+            loop.call_soon_threadsafe(hand_over, line)
+
+    threading.Thread(target=reader, daemon=True).start()
+    return await read
 
 
 @contextmanager
@@ -90,7 +167,7 @@ def as_typer(run: Callable[..., Any]) -> Callable[..., None]:
         with _heard(cli):
             work = run(cli, **given)
             if inspect.iscoroutine(work):
-                _to_its_end(work)
+                (cli.runner or _to_its_end)(work)
 
     shown = [
         inspect.Parameter("context", keyword, annotation=typer.Context),
@@ -108,7 +185,10 @@ def as_typer(run: Callable[..., Any]) -> Callable[..., None]:
 
 
 def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
-    """Run a coroutine. Raises KeyboardInterrupt when the process was told to stop, after everything was let go of."""
+    """Run a coroutine. Raises KeyboardInterrupt when the process was told to stop, after everything was let go of.
+
+    A command that ends of its own accord when it is told to stop has done what it was there for.
+    """
     import asyncio
     import signal
 
@@ -130,7 +210,8 @@ def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
         except asyncio.CancelledError:
             if not told:
                 raise
-        return told
+            return True
+        return False
 
     main = until_told_to_stop()
     try:

@@ -100,6 +100,12 @@ def _known_scripts(world: World, sessions: list[Told]) -> dict[bytes, str]:
     for told in sessions:
         for script in told.funding_scripts:
             known[script] = f"a channel of {told.party.name}"
+    # A log that came back from an older copy has forgotten its scripts; the nodes have not.
+    channels = {outpoint for party in world.parties.values() if party.node for outpoint in party.node.commitments()}
+    for tx in _confirmed(world):
+        for outpoint in channels:
+            if outpoint.txid == tx.txid:
+                known.setdefault(tx.outputs[outpoint.vout].script, "a channel")
     return known
 
 
@@ -153,7 +159,21 @@ def _funding_is_committed(world: World, sessions: list[Told]) -> list[str]:
             for vout, txout in enumerate(tx.outputs):
                 if txout.script in told.funding_scripts and Outpoint(tx.txid, vout) not in commitments:
                     findings.append(f"{tx.txid}:{vout} holds {txout.value} sat in a 2-of-2 without commitment")
-    return findings
+    return findings + _peers_agree(world)
+
+
+def _peers_agree(world: World) -> list[str]:
+    """What a peer signed for and the chain confirmed, our node knows, too, whatever has become of the log."""
+    confirmed = {tx.txid for tx in _confirmed(world)}
+    return [
+        f"{channel.outpoint} is confirmed, the peer {peer.pubkey[:16]}… has the channel, and the node of {party.name} does not"
+        for party in world.parties.values()
+        if party.node is not None
+        for peer in party.node.peers()
+        for channel in peer.channels()
+        if channel.node == party.node.pubkey
+        if channel.outpoint.txid in confirmed and channel.outpoint not in party.node.commitments()
+    ]
 
 
 async def _nothing_in_use(party: Party) -> list[str]:

@@ -18,10 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from pjv2 import qr, start
 from pjv2 import session as model
-from pjv2 import start
 from pjv2.errors import OurMistake
-from pjv2.lab import qr
 from pjv2.lab.audit import audit
 from pjv2.lab.world import Party, Told, World
 from pjv2.psbt.plan import ChannelOrder

@@ -38,26 +38,29 @@ LAB_PACE = Pace(watch=0.05, rebroadcast=0.5, retry=0.1, retry_max=1.0, poll_floo
 
 
 class LabClock:
-    """The wall clock, that can be moved ahead: sleepers wake when their time has come, by whatever way."""
+    """The wall clock, that can be moved: sleepers wake when their time has come, by whatever way. A clock that goes back lengthens
+    nobody's sleep, for no time passed."""
 
     def __init__(self) -> None:
         self._ahead = 0.0
+        self._passed = 0.0
         self._moved = asyncio.Event()
 
     def now(self) -> Instant:
         return time.time() + self._ahead
 
     async def sleep(self, seconds: float) -> None:
-        until = self.now() + seconds
-        while (left := until - self.now()) > 0:
+        until = time.monotonic() + self._passed + seconds
+        while (left := until - time.monotonic() - self._passed) > 0:
             moved = self._moved
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(left):
                     await moved.wait()
 
     def skip(self, seconds: float) -> None:
-        """Move everybody's clock ahead."""
+        """Move everybody's clock ahead; with fewer than 0 seconds it only shows an earlier time."""
         self._ahead += seconds
+        self._passed += max(0.0, seconds)
         self._moved.set()
         self._moved = asyncio.Event()
 

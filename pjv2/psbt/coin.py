@@ -218,6 +218,11 @@ def declared_sighash_is_safe(sighash_type: int | None) -> bool:
     return sighash_type in (None, SIGHASH_DEFAULT, SIGHASH_ALL)
 
 
+def whole_vbytes(weight: Weight) -> Weight:
+    """The weight that nodes charge for: they round a transaction up to whole virtual bytes before they ask for its fee."""
+    return -(-weight // 4) * 4
+
+
 def count_overhead(before: Tx, inputs: int, outputs: int, adds_witness: bool) -> Weight:
     """The weight that a transaction of `inputs` and `outputs` has beyond its inputs and outputs, compared with `before`.
 

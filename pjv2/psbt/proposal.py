@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pjv2.errors import CannotRead, NotNow, OurMistake, PeerMistake, ReplyCode, WrongUsage
-from pjv2.psbt.coin import Coin, commits_to_all
+from pjv2.psbt.coin import Coin, commits_to_all, whole_vbytes
 from pjv2.psbt.original import CheckedOriginal, is_nested
 from pjv2.psbt.params import SUPPORTED_VERSIONS
 from pjv2.psbt.plan import FUNDING_PLACEHOLDER, MAX_REPLY_BYTES, Intent, OutputRole, PlannedOutput
@@ -322,6 +322,7 @@ def build_way_out(coins: Sequence[Coin], script: bytes, fee_rate: FeeRate, above
         + sum(coin.weight for coin in coins)
         + output_weight(script)
     )
+    weight = whole_vbytes(weight)
     fee = max(fee_rate.fee(weight), above + INCREMENTAL_RATE.fee(weight) if above else 0)
     value = sum(coin.txout.value for coin in coins) - fee
     if value < dust_limit(script):
@@ -351,8 +352,8 @@ def build_child(
     coin = Coin.of(
         Outpoint(parent.txid, vout), prevout, height=None, non_witness=parent.raw, redeem_script=redeem_script
     )
-    weight = 42 + coin.weight + output_weight(script)
-    fee = max(target.fee(package_weight + weight) - package_fee, INCREMENTAL_RATE.fee(weight))
+    weight = whole_vbytes(42 + coin.weight + output_weight(script))
+    fee = max(target.fee(whole_vbytes(package_weight) + weight) - package_fee, INCREMENTAL_RATE.fee(weight))
     if prevout.value - fee < dust_limit(script):
         raise WrongUsage(
             f"output {vout} of {parent.txid} holds {prevout.value} sat, too little for a child at {target}"

@@ -20,6 +20,7 @@ from pjv2.psbt.coin import (
     count_overhead,
     declared_sighash_is_safe,
     predict_input_weight,
+    whole_vbytes,
 )
 from pjv2.psbt.original import FeeContribution, check_previous_outputs, check_shape, is_nested
 from pjv2.psbt.params import MAX_MIN_FEE_RATE, Params, format_params
@@ -552,7 +553,7 @@ def build_reclaim(sent: SentOriginal, script: bytes, fee_rate: FeeRate) -> Psbt:
     """
     original = _stored(sent)
     inputs_weight = sent.tx.weight - sent.tx.output_weight
-    weight = inputs_weight + output_weight(script)
+    weight = whole_vbytes(inputs_weight + output_weight(script))
     fee = max(fee_rate.fee(weight), original.fee + _INCREMENTAL_RATE.fee(weight))
     value = sum(prevout.value for prevout in original.prevouts()) - fee
     if value < dust_limit(script):

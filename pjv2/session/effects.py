@@ -32,7 +32,7 @@ class Effects:
     block_peers: tuple[tuple[str, int], ...] = ()
 
 
-def effects(before: State | None, event: ev.Event) -> Effects:
+def effects(before: State | None, event: ev.Event) -> Effects:  # noqa: PLR0911  # one return per case
     """The store's part of an event that happens to `before`."""
     match event:
         case ev.SenderCreated(inputs=inputs):

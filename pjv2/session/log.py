@@ -201,7 +201,7 @@ def _read_fields(kind: type[Any], values: dict[str, Any], where: str) -> Any:
         raise CannotRead(f"{where} holds a value out of range: {exc}") from exc
 
 
-def _codec(hint: Any) -> tuple[Callable[[Any], Any], Callable[[Any, str], Any]]:
+def _codec(hint: Any) -> tuple[Callable[[Any], Any], Callable[[Any, str], Any]]:  # noqa: PLR0911  # one return per case
     """How values of a type are written and read."""
     origin = get_origin(hint)
     if origin in (Union, types.UnionType):

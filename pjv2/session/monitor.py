@@ -116,7 +116,7 @@ class Stakes:
     def draft(self, bare: Txid) -> Draft | None:
         return next((draft for draft in self.drafts if draft.bare == bare), None)
 
-    def recognise(self, txid: Txid, tx: Tx) -> tuple[What, Sats] | None:
+    def recognise(self, txid: Txid, tx: Tx) -> tuple[What, Sats] | None:  # noqa: PLR0911  # one return per case
         """What a transaction is to this session, and what it pays us; None: nothing."""
         bare = bare_txid(tx)
         spends = {txin.outpoint for txin in tx.inputs}

@@ -73,7 +73,7 @@ class Watch:
 class GatherFacts:
     """Everything the receiver's checklist asks about an Original, in one trip. Answer: `OriginalFacts`."""
 
-    tx: bytes
+    tx: bytes = field(repr=False)
     outpoints: tuple[Outpoint, ...]
 
 
@@ -96,7 +96,7 @@ class ReserveCoins:
     """Lock our coins at the wallet until `until`, under our own lock id; again to renew. Answer: `CoinsHeld`."""
 
     coins: tuple[Outpoint, ...]
-    lock_id: bytes
+    lock_id: bytes = field(repr=False)
     until: Instant
     inputs: tuple[Outpoint, ...]
     memo: str
@@ -116,16 +116,16 @@ class ReserveChannels:
     """Open every channel up to its funding script; own worker only. Answer: `ChannelsOffered`."""
 
     memo: str
-    orders: tuple[tuple[bytes, ChannelOrder], ...]
+    orders: tuple[tuple[bytes, ChannelOrder], ...] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class SecureChannels:
     """Have every peer sign its commitment for the frozen transaction; own worker only. Answer: `ChannelsCommitted`."""
 
-    psbt: bytes
+    psbt: bytes = field(repr=False)
     txid: Txid
-    funding: tuple[tuple[bytes, Funding], ...]
+    funding: tuple[tuple[bytes, Funding], ...] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,7 @@ class ReleaseChannels:
     """Cancel the ids, disconnect the peers, wait until they left, list, abandon what `drafted` names. Answer: `ChannelsCleared`."""
 
     memo: str
-    ids: tuple[bytes, ...]
+    ids: tuple[bytes, ...] = field(repr=False)
     peers: tuple[str, ...]
     drafted: frozenset[Outpoint]
 
@@ -182,7 +182,7 @@ class ReleaseCoins:
     """Unlock our coins at the wallet, by our lock id. Answer: `CoinsFreed`."""
 
     coins: tuple[Outpoint, ...]
-    lock_id: bytes
+    lock_id: bytes = field(repr=False)
 
 
 Need: TypeAlias = (
@@ -255,7 +255,7 @@ class Memory:
 class Polled:
     """The mailbox's content, or None when it is empty; `relay` is the relay that carried the answer."""
 
-    body: bytes | None
+    body: bytes | None = field(repr=False)
     relay: str = ""
 
 
@@ -264,7 +264,7 @@ class ReplyRead:
     """`readable` False: the directory could not be asked. Else `body` is the content, None when empty."""
 
     readable: bool
-    body: bytes | None = None
+    body: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ def public_event(state: State, event: ev.Event) -> Mapping[str, Any]:
     return {"session": state.session, **_facts(state, event)}
 
 
-def _facts(state: State, event: ev.Event) -> dict[str, Any]:
+def _facts(state: State, event: ev.Event) -> dict[str, Any]:  # noqa: PLR0911, PLR0912  # one return per case
     match event:
         case ev.ReceiverCreated():
             uri = payment_uri(state) if isinstance(state, Receiver) else None

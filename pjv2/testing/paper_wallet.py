@@ -333,6 +333,9 @@ class PaperWallet:
         )
         return Psbt(tx, tuple(inputs), outputs).serialize()
 
+    async def saw(self, tx: bytes) -> None:
+        """Nothing to do: every answer is read from the chain."""
+
     async def close(self) -> None:
         self._closed = True
 

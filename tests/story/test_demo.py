@@ -15,7 +15,7 @@ from pjv2.cli.output import Output
 from pjv2.config import Config
 from pjv2.lab import demo, up
 from pjv2.lab.demo import NotTrue
-from pjv2.lab.qr import draw
+from pjv2.qr import draw
 from pjv2.testing import SeededEntropy
 
 

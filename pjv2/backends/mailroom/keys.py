@@ -221,29 +221,7 @@ class KeyBook:
             health.failed(directory_name(directory.url), now)
 
     async def _read_cache(self, directory: str) -> KeyStanding | None:
-        text = None if self._cache is None else await self._cache.get(_cache_name(directory))
-        if text is None:
-            return None
-        try:
-            match json.loads(text):
-                case {
-                    "keys": str(keys),
-                    "source": str(source),
-                    "fetched": int() | float() as fetched,
-                    "relays": [*relays],
-                    "warning": str(warning),
-                }:
-                    return KeyStanding(
-                        directory,
-                        KeyConfig.parse(bytes.fromhex(keys)),
-                        Source(source),
-                        float(fetched),
-                        tuple(str(relay) for relay in relays),
-                        warning,
-                    )
-        except (ValueError, PeerMistake):
-            pass  # a cache is fetched again, not repaired
-        return None
+        return None if self._cache is None else await kept_keys(self._cache, directory)
 
     async def _write_cache(self, standing: KeyStanding) -> None:
         if self._cache is not None:
@@ -255,6 +233,33 @@ class KeyBook:
                 "warning": standing.warning,
             }
             await self._cache.put(_cache_name(standing.directory), json.dumps(value, sort_keys=True))
+
+
+async def kept_keys(cache: KeyCache, directory: str) -> KeyStanding | None:
+    """The keys that an earlier run kept for a directory, whatever their age; None where there are none that can be read."""
+    text = await cache.get(_cache_name(directory))
+    if text is None:
+        return None
+    try:
+        match json.loads(text):
+            case {
+                "keys": str(keys),
+                "source": str(source),
+                "fetched": int() | float() as fetched,
+                "relays": [*relays],
+                "warning": str(warning),
+            }:
+                return KeyStanding(
+                    directory,
+                    KeyConfig.parse(bytes.fromhex(keys)),
+                    Source(source),
+                    float(fetched),
+                    tuple(str(relay) for relay in relays),
+                    warning,
+                )
+    except (ValueError, PeerMistake):
+        pass  # a cache is fetched again, not repaired
+    return None
 
 
 def _cache_name(directory: str) -> str:

@@ -14,6 +14,7 @@ Law: an envelope is sent once. A relay learns our address and the directory's na
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 from collections import OrderedDict
@@ -497,12 +498,7 @@ class HttpMailroom:
         if self._health_loaded:
             return
         self._health_loaded = True
-        text = None if self._cache is None else await self._cache.get(_HEALTH_NAME)
-        if text is not None:
-            try:
-                self._health = Health.from_dict(json.loads(text), self._rng)
-            except (ValueError, CannotRead):
-                self._health = Health(self._rng)  # advice from an earlier run, learnt again when it cannot be read
+        self._health = await kept_health(self._cache, self._rng)
 
     async def _save_health(self, *, force: bool = False) -> None:
         now = asyncio.get_running_loop().time()
@@ -510,6 +506,15 @@ class HttpMailroom:
             return
         self._health_saved = now
         await self._cache.put(_HEALTH_NAME, json.dumps(self._health.to_dict(), sort_keys=True))
+
+
+async def kept_health(cache: KeyCache | None, rng: Entropy) -> Health:
+    """What earlier runs learnt about relays and directories; nothing where it cannot be read."""
+    text = None if cache is None else await cache.get(_HEALTH_NAME)
+    if text is not None:
+        with contextlib.suppress(ValueError, CannotRead):  # advice from an earlier run, learnt again when it cannot be read
+            return Health.from_dict(json.loads(text), rng)
+    return Health(rng)
 
 
 def service_from(item: ServiceLike) -> Service:

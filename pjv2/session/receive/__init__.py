@@ -68,7 +68,7 @@ MONITORING = (Stage.POSTING_PROPOSAL, Stage.PENDING_FALLBACK, Stage.MONITOR)
 # ---------------------------------------------------------------- needs
 
 
-def needs(state: Receiver, now: Instant, memory: Memory) -> Needs:
+def needs(state: Receiver, now: Instant, memory: Memory) -> Needs:  # noqa: PLR0912  # one return per case
     """What a receiver wants from the world now; deterministic."""
     seen = look(state.stakes, memory)
     due: list[Need] = []
@@ -148,7 +148,7 @@ def decide(state: Receiver, input: Input, now: Instant, rng: Entropy, memory: Me
     return _elsewhere(state, input, now, rng, memory)
 
 
-def tick(state: Receiver, now: Instant, rng: Entropy, memory: Memory) -> list[Event]:
+def tick(state: Receiver, now: Instant, rng: Entropy, memory: Memory) -> list[Event]:  # noqa: PLR0911  # one return per case
     """What time and flags lead to, given the latest look at the chain."""
     if not state.expired and now >= state.created.expires:
         return [ev.ExpiryPassed(now)]
@@ -194,7 +194,7 @@ def _viewed(state: Receiver, view: ChainView, now: Instant, memory: Memory) -> l
     ]
 
 
-def _proposing(state: Receiver, input: Input, now: Instant, rng: Entropy, memory: Memory) -> list[Event]:
+def _proposing(state: Receiver, input: Input, now: Instant, rng: Entropy, memory: Memory) -> list[Event]:  # noqa: PLR0911, PLR0912  # one return per case
     """Answers on the way to a proposal; what stops it comes first."""
     own = propose.is_own(state, memory)
     held_up = propose.proposing_tick(state, now, look(state.stakes, memory), own)
@@ -229,7 +229,7 @@ def _proposing(state: Receiver, input: Input, now: Instant, rng: Entropy, memory
             return []
 
 
-def _elsewhere(state: Receiver, input: Input, now: Instant, rng: Entropy, memory: Memory) -> list[Event]:
+def _elsewhere(state: Receiver, input: Input, now: Instant, rng: Entropy, memory: Memory) -> list[Event]:  # noqa: PLR0911, PLR0912  # one return per case
     seen = look(state.stakes, memory)
     match input:
         case Polled() if state.stage is Stage.INITIALIZED:

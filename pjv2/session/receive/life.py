@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import lru_cache
 from typing import Final
 
 from pjv2.errors import IllegalEvent, PayjoinError
@@ -326,12 +327,23 @@ def evolve(state: Receiver, event: ev.Event) -> Receiver:
     return replace(after, seq=seq, updated=event.at, entered=entered)
 
 
+# A live append and the replay before it read the same bytes: parsing a PSBT is most of what an event costs.
+@lru_cache(maxsize=64)
+def _read_original(body: bytes, v1: bool) -> OriginalPayload:
+    return parse_original(body, v1=v1)
+
+
+@lru_cache(maxsize=64)
+def _bare_of(psbt: bytes) -> Txid:
+    return bare_txid(Psbt.parse(psbt).tx)
+
+
 def _require(fits: bool, what: str) -> None:
     if not fits:
         raise IllegalEvent(what)
 
 
-def _apply(state: Receiver, event: ev.Event) -> Receiver:
+def _apply(state: Receiver, event: ev.Event) -> Receiver:  # noqa: PLR0911, PLR0912, PLR0915  # one return per case
     s = Stage
     match event:
         case ev.Seen():
@@ -379,7 +391,7 @@ def _apply(state: Receiver, event: ev.Event) -> Receiver:
             return _secured(state, event)
         case ev.ProposalSigned(psbt=psbt):
             _require(state.draft is not None, "no proposal was drafted")
-            bare = bare_txid(Psbt.parse(psbt).tx)
+            bare = _bare_of(psbt)
             _require(state.draft is not None and bare == state.draft.bare, "the signed proposal is another transaction")
             return replace(state, signed=event, stage=s.PAYJOIN_PROPOSAL)
         case ev.ProposalPosting():
@@ -428,7 +440,7 @@ def _original_received(state: Receiver, event: ev.OriginalReceived) -> Receiver:
         PublicKey.parse(event.reply_key)
     payload: OriginalPayload | None
     try:
-        payload = parse_original(event.body, v1=event.reply_key is None)
+        payload = _read_original(event.body, event.reply_key is None)
     except PayjoinError:
         payload = None  # refused with its code by the next decision
     return replace(state, original=event, payload=payload, stage=Stage.UNCHECKED_ORIGINAL)

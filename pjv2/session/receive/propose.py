@@ -54,7 +54,7 @@ CHANNEL_SECONDS = 300
 # ---------------------------------------------------------------- when to stop
 
 
-def stop(state: Receiver, now: Instant, look: Look | None) -> tuple[ev.Why, str] | None:
+def stop(state: Receiver, now: Instant, look: Look | None) -> tuple[ev.Why, str] | None:  # noqa: PLR0911  # one return per case
     """Why nothing may be proposed any more (session-model.md 2.2, `stop`); None: go on."""
     left = state.created.expires - now
     with_channels = state.intended is not None or state.channels_pending
@@ -123,7 +123,7 @@ def proposing_tick(state: Receiver, now: Instant, look: Look | None, own: bool) 
 # ---------------------------------------------------------------- needs
 
 
-def proposing_needs(state: Receiver, now: Instant, own: bool) -> list[Need]:
+def proposing_needs(state: Receiver, now: Instant, own: bool) -> list[Need]:  # noqa: PLR0911  # one return per case
     inputs = state.accepted.inputs if state.accepted is not None else ()
     match state.stage:
         case Stage.CHECKED_ORIGINAL:
@@ -198,7 +198,7 @@ def _wanted_plan(state: Receiver, without: tuple[str, ...]) -> ChannelPlan | Non
     return replan(plan, failed, state.created.policy.on_peer_failure) if failed else plan
 
 
-def coins_found(state: Receiver, answer: CoinsFound, now: Instant, rng: Entropy) -> list[ev.Event]:
+def coins_found(state: Receiver, answer: CoinsFound, now: Instant, rng: Entropy) -> list[ev.Event]:  # noqa: PLR0911  # one return per case
     checked, policy = state.checked, state.created.policy
     if checked is None or not (state.coins is None or state.coins.again):
         return []
@@ -233,7 +233,7 @@ def coins_found(state: Receiver, answer: CoinsFound, now: Instant, rng: Entropy)
     ]
 
 
-def coins_held(state: Receiver, answer: CoinsHeld, now: Instant, rng: Entropy) -> list[ev.Event]:
+def coins_held(state: Receiver, answer: CoinsHeld, now: Instant, rng: Entropy) -> list[ev.Event]:  # noqa: PLR0911  # one return per case
     """The coins are ours: plan channels, or draft a plain payjoin."""
     coins = state.coins
     if coins is None or coins.again or state.checked is None:
@@ -430,7 +430,7 @@ def signed(state: Receiver, answer: SignedPsbt, now: Instant) -> list[ev.Event]:
     return [ev.ProposalSigned(now, finished.psbt)]
 
 
-def ready_to_post(state: Receiver, inspection: Inspection, now: Instant, rng: Entropy) -> list[ev.Event]:
+def ready_to_post(state: Receiver, inspection: Inspection, now: Instant, rng: Entropy) -> list[ev.Event]:  # noqa: PLR0911  # one return per case
     """The last look: the point of no return is recorded only if every channel is listed *now* (M9) and nothing changed."""
     if state.signed is None or state.original is None:
         return []

@@ -109,8 +109,10 @@ def inspect(state: Receiver) -> InspectChannels:
 def must_read(state: Receiver, look: Look, memory: Memory) -> bool:
     """3.2, step 2: whether the reply mailbox has to be read before channels are released."""
     releasing = state.releasing
-    if releasing is None or releasing.next == "dead" or not state.channels_pending or look.burial is not None:
+    if releasing is None or releasing.next == "dead" or state.draft is None or not state.channels_pending:
         return False
+    if look.burial is not None or look.dead(state.draft):
+        return False  # a burial that kills T replaces the read, our own way out included
     failed_secure = state.releasing_from is Stage.SECURING_CHANNELS
     ours = {state.intended_seq, state.drafted_seq, state.releasing_seq} <= memory.own
     return not (failed_secure and ours)
@@ -203,7 +205,7 @@ def channels_cleared(state: Receiver, answer: ChannelsCleared, now: Instant, loo
 # ---------------------------------------------------------------- coins
 
 
-def coins_free(state: Receiver, now: Instant, look: Look, memory: Memory) -> bool:
+def coins_free(state: Receiver, now: Instant, look: Look, memory: Memory) -> bool:  # noqa: PLR0911  # one return per case
     """3.3: whether our coins may be given back."""
     coins = frozenset(state.own_coins)
     if not coins or not coins_settled(look, coins, way_out=bool(state.way_outs)):
@@ -316,7 +318,7 @@ def broadcast_answered(state: Receiver, answer: BroadcastAnswer, now: Instant) -
     return [] if state.fallback_rejected == reason else [ev.FallbackRejected(now, reason)]
 
 
-def way_out_reason(state: Receiver, now: Instant, look: Look, memory: Memory) -> str | None:
+def way_out_reason(state: Receiver, now: Instant, look: Look, memory: Memory) -> str | None:  # noqa: PLR0911  # one return per case
     """Why our coin is spent back to us now (4.1); None: not yet."""
     if not state.own_coins or state.found or not look.covers or state.coins is None or state.accepted is None:
         return None
@@ -444,7 +446,7 @@ def own_money_signed(
 # ---------------------------------------------------------------- the end
 
 
-def monitor_tick(state: Receiver, now: Instant, look: Look | None, memory: Memory) -> list[ev.Event]:
+def monitor_tick(state: Receiver, now: Instant, look: Look | None, memory: Memory) -> list[ev.Event]:  # noqa: PLR0911  # one return per case
     """PendingFallback, PostingProposal and Monitor: what the chain, the deadlines and the flags lead to."""
     if look is None:
         return []
@@ -499,7 +501,7 @@ def dead_orphans(state: Receiver, channels: tuple[NodeChannel, ...], burial: Sig
     )
 
 
-def close(state: Receiver, now: Instant, look: Look, memory: Memory) -> list[ev.Event]:
+def close(state: Receiver, now: Instant, look: Look, memory: Memory) -> list[ev.Event]:  # noqa: PLR0911  # one return per case
     """3.4: nothing of ours is bound any more, and nothing can contradict the outcome."""
     burial, draft = look.burial, state.draft
     if state.own_coins or (state.found and with_node(state) and inspected(state, memory) is None):

@@ -226,7 +226,7 @@ def _parent(state: Sender, seen: Look) -> tuple[Parent, Instant] | None:
 # ---------------------------------------------------------------- decide
 
 
-def decide(state: Sender, input: Input, now: Instant, rng: Entropy, memory: Memory) -> list[Event]:
+def decide(state: Sender, input: Input, now: Instant, rng: Entropy, memory: Memory) -> list[Event]:  # noqa: PLR0911  # one return per case
     """The events that follow from one input; [] when nothing does. Raises WrongUsage for a command that cannot be."""
     if isinstance(input, Approve | Decline | Cancel | BroadcastNow | Reclaim):
         return command(state, input, now)
@@ -260,7 +260,7 @@ def decide(state: Sender, input: Input, now: Instant, rng: Entropy, memory: Memo
             return []
 
 
-def tick(state: Sender, now: Instant, rng: Entropy, seen: Look | None) -> list[Event]:
+def tick(state: Sender, now: Instant, rng: Entropy, seen: Look | None) -> list[Event]:  # noqa: PLR0911  # one return per case
     """What time and flags lead to, given the latest look at the chain."""
     if not state.expired and now >= state.created.expires:
         return [ev.ExpiryPassed(now)]
@@ -335,7 +335,7 @@ def _signed(state: Sender, answer: SignedPsbt, now: Instant, seen: Look | None) 
             return []
 
 
-def _broadcast_answered(state: Sender, answer: BroadcastAnswer, now: Instant, seen: Look | None) -> list[Event]:
+def _broadcast_answered(state: Sender, answer: BroadcastAnswer, now: Instant, seen: Look | None) -> list[Event]:  # noqa: PLR0911  # one return per case
     refused = answer.result.verdict == "refused"
     if answer.purpose == "payjoin" and state.stage is Stage.BROADCASTING_PAYJOIN and refused:
         # T refused: O at once. With --require-payjoin T is tried again until a person decides.

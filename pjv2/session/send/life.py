@@ -222,7 +222,7 @@ def _require(fits: bool, what: str) -> None:
         raise IllegalEvent(what)
 
 
-def _apply(state: Sender, event: ev.Event) -> Sender:
+def _apply(state: Sender, event: ev.Event) -> Sender:  # noqa: PLR0911, PLR0912  # one return per case
     s = Stage
     match event:
         case ev.Seen():

@@ -7,6 +7,7 @@ waits for events, never for time. Whoever leaves the stage is audited: `async wi
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -83,6 +84,7 @@ FAST = replace(LAB_PACE, node_timer=0.3)
 class Story:
     world: World
     tasks: dict[tuple[str, SessionId], asyncio.Task[model.State]] = field(default_factory=dict)
+    staying: set[tuple[str, SessionId]] = field(default_factory=set)
 
     # ------------------------------------------------------------ people
 
@@ -107,9 +109,12 @@ class Story:
 
     # ------------------------------------------------------------ driving
 
-    def drive(self, party: Party, session: SessionId, until: Callable[[model.State], bool] = model.is_closed) -> None:
+    def drive(self, party: Party, session: SessionId, *, stay: bool = False) -> None:
+        """Start the party's program for one session: until it is closed, or (`stay`) beyond that."""
         key = (party.name, session)
         assert key not in self.tasks or self.tasks[key].done()
+        until: Callable[[model.State], bool] = (lambda state: False) if stay else model.is_closed
+        (self.staying.add if stay else self.staying.discard)(key)
         self.tasks[key] = asyncio.create_task(party.driver.drive(session, until))
 
     async def leave(self, party: Party, session: SessionId) -> None:
@@ -166,7 +171,11 @@ class Story:
         return found()[count - 1]
 
     async def closed(self, party: Party, session: SessionId) -> Told:
-        return await self.until(party, "Closed", session)
+        """The session's end, and the end of the program that drove it, unless that stays to watch."""
+        told = await self.until(party, "Closed", session)
+        if (party.name, session) in self.tasks and (party.name, session) not in self.staying:
+            await self.tasks[party.name, session]
+        return told
 
     async def both_seen(self, bob: Party, request: start.Request, alice: Party, payment: start.Payment) -> Told:
         """The payjoin is in the mempool, and both know."""
@@ -228,6 +237,7 @@ class Story:
             assert not await party.store.peers_in_use()
             assert not party.wallet.locked()
             if party.node is not None:
+                await party.node.sync()
                 assert not party.node.reserved()
                 assert not party.node.pending()
 
@@ -312,12 +322,14 @@ class Stranger:
         async with httpx.AsyncClient(timeout=PATIENCE) as client:
             return await client.post(url, content=body, headers={"Content-Type": "text/plain"})
 
-    async def sign(self, sent: SentOriginal, payload: bytes) -> Tx:
-        """Check a proposal as BIP78 says, sign it, broadcast it."""
-        safe = check_proposal(sent, read_reply(payload))
+    async def sign(self, sent: SentOriginal, payload: bytes, *, taken: bool = True) -> Tx:
+        """Check a proposal as BIP78 says, sign it, broadcast it (`taken`: what the network has to say to it)."""
+        psbt = payload if payload.startswith(b"psbt") else base64.b64decode(payload, validate=True)
+        safe = check_proposal(sent, read_reply(psbt))
         signed = await self.party.wallet.sign(safe.psbt.serialize(), safe.ours)
         tx = check_signed(sent, safe, signed)
-        assert (await self.story.world.chain.broadcast(tx.raw)).verdict == "accepted"
+        verdict = (await self.story.world.chain.broadcast(tx.raw)).verdict
+        assert verdict == ("accepted" if taken else "refused")
         return tx
 
     async def spend(self, outpoints: Sequence[Outpoint], outputs: Sequence[TxOut], *, sequence: int = 0xFFFFFFFD) -> Tx:

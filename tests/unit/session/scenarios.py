@@ -377,7 +377,10 @@ RECEIVER: dict[str, Callable[[World], Actor]] = {
     "way out while monitored": way_out_while_monitored,
     "fallback while monitored": fallback_while_monitored,
     "unreadable mailbox": waiting_for_an_unreadable_mailbox,
-    **{f"found: {kind}": lost_proposal_found(kind) for kind in ("node", "node later", "sign", "post", "release", "mailbox")},
+    **{
+        f"found: {kind}": lost_proposal_found(kind)
+        for kind in ("node", "node later", "sign", "post", "release", "mailbox")
+    },
 }
 SENDER: dict[str, Callable[[World], Actor]] = {
     "sold": sold,

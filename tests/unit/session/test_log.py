@@ -227,6 +227,14 @@ def contradict(told, kind, **changes):
     return records
 
 
+def is_read(records):
+    try:
+        model.replay(records)
+    except CannotRead:
+        return False
+    return True
+
+
 def test_a_record_that_contradicts_the_state_is_refused(told):
     accepted, intended = told.state.accepted, told.state.intended
     drafted, reserved = told.state.drafted, told.state.reserved
@@ -254,10 +262,7 @@ def test_a_record_that_contradicts_the_state_is_refused(told):
         contradict(told, ev.ProposalSigned, psbt=told.state.payload.psbt.serialize()),
         contradict(told, ev.ProposalSigned, psbt=b""),
     ]
-    for number, records in enumerate(cases):
-        with pytest.raises(CannotRead, match="record"):
-            model.replay(records)
-            pytest.fail(f"case {number} was read")
+    assert [number for number, records in enumerate(cases) if is_read(records)] == []
 
 
 def test_a_senders_beginning_that_does_not_hold_together_is_refused():

@@ -36,6 +36,23 @@ def test_M01_a_strangers_payment_to_the_address_decides_nothing_while_a_proposal
     assert len(actor.state.closed.channels) == 1
 
 
+def test_M01_nor_while_the_original_is_collected():
+    world = World()
+    world.ours.clear()
+    actor = world.receiving()
+    actor.run("PendingFallback")
+    world.chain.refuses.add(world.original.txid)
+    world.chain.put(world.payment(100_000), depth=6)
+    actor.look()
+    actor.do(want.Broadcast)
+    actor.settle()
+    assert actor.state.closed is None
+    world.now += DAY + FOREVER
+    actor.settle()
+    actor.run("Closed")
+    assert actor.state.closed.outcome is Outcome.EXPIRED
+
+
 def test_M01_the_same_payment_ends_a_request_that_no_original_came_for():
     world = World()
     actor = world.receiver()
@@ -133,6 +150,9 @@ def test_M04_after_a_thousand_blocks_the_coin_goes_home():
     world.chain.mine(6)
     actor.look()
     assert actor.state.stage == "ReleasingChannels"
+    assert actor.need(want.ReadReply) is None  # its spend is buried: the proposal is dead
+    actor.do(want.ReleaseChannels)
+    assert actor.state.stage == "PendingFallback"
 
 
 def test_M05_empty_counts_only_while_the_directory_keeps_the_mailbox():
@@ -504,8 +524,13 @@ def test_M21_a_worker_judges_by_its_own_snapshot():
     need = actor.need(want.ReleaseChannels)
     assert need.drafted == frozenset()
     # Meanwhile the first worker's snapshot is stale: whatever it decides does not fit behind the release.
-    drafted = model.decide(old, world.inspection((world.payer.outpoint, world.ours[0].outpoint)), world.now, world.rng,
-                           want.Memory(own=frozenset(range(old.seq))))
+    drafted = model.decide(
+        old,
+        world.inspection((world.payer.outpoint, world.ours[0].outpoint)),
+        world.now,
+        world.rng,
+        want.Memory(own=frozenset(range(old.seq))),
+    )
     assert [type(event) for event in drafted] == [ev.ProposalDrafted]
     with pytest.raises(model.receive.life.IllegalEvent):
         model.evolve(actor.state, drafted[0])

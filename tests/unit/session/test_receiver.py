@@ -115,9 +115,7 @@ def refusal_of(world, actor):
     return json.loads(world.read_proposal(actor).rstrip(b"\x00"))
 
 
-@pytest.mark.parametrize(
-    ("body", "code"), [(b"junk", "original-psbt-rejected"), (b"AAAA\nv=9", "version-unsupported")]
-)
+@pytest.mark.parametrize(("body", "code"), [(b"junk", "original-psbt-rejected"), (b"AAAA\nv=9", "version-unsupported")])
 def test_an_original_that_does_not_parse_is_refused_without_asking_anybody(body, code):
     world = World()
     actor = world.receiver()
@@ -592,6 +590,60 @@ def test_a_posting_proposal_is_not_posted_again_once_cancelled():
     assert actor.has(ev.FallbackBroadcasting)
 
 
+def refuse_to(monkeypatch, name, condition):
+    """Make a builder of the proposal give up, as it does for amounts and sizes that are tested where it lives."""
+    usual = getattr(receive.propose, name)
+
+    def give_up(*arguments, **named):
+        if condition(*arguments):
+            raise receive.propose.CannotPropose("it does not fit")
+        return usual(*arguments, **named)
+
+    monkeypatch.setattr(receive.propose, name, give_up)
+
+
+def test_a_plan_that_does_not_fit_the_coins_becomes_a_plain_payjoin(monkeypatch):
+    refuse_to(monkeypatch, "make_intent", lambda checked, plan, coins, scripts: plan is not None)
+    actor = World().receiving(PLAN)
+    actor.run("Monitor")
+    assert not actor.has(ev.ChannelsIntended)
+
+
+def test_a_payjoin_that_does_not_fit_at_all_becomes_a_plain_payment(monkeypatch):
+    refuse_to(monkeypatch, "make_intent", lambda *arguments: True)
+    actor = World().receiving(PLAN)
+    actor.run("PendingFallback")
+    assert actor.last(ev.ProposingStopped).why == "policy"
+
+
+@pytest.mark.parametrize("plan", [None, PLAN])
+def test_a_reply_that_outgrew_its_message_is_not_posted(monkeypatch, plan):
+    refuse_to(monkeypatch, "seal_message_b", lambda *arguments: True)
+    actor = World().receiving(plan)
+    actor.run("PendingFallback")
+    assert not actor.has(ev.ProposalPosting)
+
+
+def test_a_stranger_channel_that_shows_up_between_finding_and_locking_coins_is_found():
+    world = World()
+    actor = world.receiving(PLAN)
+    actor.run(lambda state: state.coins is not None)
+    world.node.pend(kit.Outpoint("cd" * 32, 0))
+    actor.do(want.ReserveCoins)
+    assert actor.last(ev.ProposalFound).where == "node"
+
+
+def test_a_stranger_channel_before_the_draft_ends_the_attempt():
+    world = World()
+    actor = world.receiving(PLAN)
+    actor.run("WantsProposal")
+    world.node.pend(kit.Outpoint("cd" * 32, 0))
+    actor.do(want.InspectChannels)
+    assert actor.last(ev.ChannelsReleasing).next == "plan"
+    actor.run("Monitor")
+    assert actor.last(ev.ProposalFound).where == "node"
+
+
 # ---------------------------------------------------------------- commands
 
 
@@ -656,8 +708,21 @@ def test_a_request_without_node_plans_no_channels_and_asks_for_something():
         world.receiver(amount=0)
     with pytest.raises(WrongUsage, match="Lightning"):
         model.create_receiver(
-            NOW, world.rng, network=kit_network(), genesis="00", wallet="w", node=None, address="a", script=b"s",
-            address_index=0, amount=1, directory="https://d", keys=key_config(), expires=int(NOW) + 60, height=1, plan=PLAN,
+            NOW,
+            world.rng,
+            network=kit_network(),
+            genesis="00",
+            wallet="w",
+            node=None,
+            address="a",
+            script=b"s",
+            address_index=0,
+            amount=1,
+            directory="https://d",
+            keys=key_config(),
+            expires=int(NOW) + 60,
+            height=1,
+            plan=PLAN,
         )
 
 

@@ -204,7 +204,10 @@ class Actor:
 
     def restore(self, kind: type[ev.Event]) -> None:
         """The store comes back from an older copy: the log ends right before the last event of this kind."""
-        index = max(i for i, event in enumerate(self.events) if isinstance(event, kind))
+        self.restore_to(max(i for i, event in enumerate(self.events) if isinstance(event, kind)))
+
+    def restore_to(self, index: int) -> None:
+        """The same, by the number of records that are left."""
         del self.events[index:]
         del self.records[index:]
         self.memory = want.Memory()
@@ -232,13 +235,17 @@ class Actor:
 
     def do(self, kind: type[want.Need], answer: want.Answer | None = None) -> list[ev.Event]:
         need = self.need(kind)
-        assert need is not None, f"{kind.__name__} is not due in {self.state.stage}: {[type(n).__name__ for n in self.due]}"
+        assert need is not None, (
+            f"{kind.__name__} is not due in {self.state.stage}: {[type(n).__name__ for n in self.due]}"
+        )
         return self.perform(need, answer)
 
     def look(self) -> list[ev.Event]:
         return self.do(want.Watch)
 
-    def run(self, until: str | Callable[[model.State], bool], *, skip: Sequence[type[want.Need]] = (), steps: int = 80) -> None:
+    def run(
+        self, until: str | Callable[[model.State], bool], *, skip: Sequence[type[want.Need]] = (), steps: int = 80
+    ) -> None:
         """Perform whatever is due, in order, until the stage is reached."""
         reached = (lambda state: state.stage == until) if isinstance(until, str) else until
         self.settle()
@@ -264,7 +271,9 @@ class Actor:
 class World:
     """Everything outside the session."""
 
-    def __init__(self, *, seed: int = 1, pays: int = 100_000, our_value: int = 250_000, sender_kind: str = "p2wpkh") -> None:
+    def __init__(
+        self, *, seed: int = 1, pays: int = 100_000, our_value: int = 250_000, sender_kind: str = "p2wpkh"
+    ) -> None:
         self.rng = kit.Dice(seed)
         self.now = NOW
         self.chain = Chain()
@@ -281,12 +290,16 @@ class World:
         self.reply: bytes | None = None
         self.directory_gone = False
         self.status = 200
-        self.locked: set[Outpoint] = set()
+        self.locks: dict[Outpoint, bytes] = {}
         self.not_lockable: set[Outpoint] = set()
         self.can_sign = True
         self.unlocked: list[tuple[Outpoint, ...]] = []
         self.unreachable: tuple[str, ...] = ()
         self.posts = 0
+
+    @property
+    def locked(self) -> set[Outpoint]:
+        return set(self.locks)
 
     # -- sessions
 
@@ -393,10 +406,10 @@ class World:
                 outpoints = (*inputs, *(coin.outpoint for coin in coins))
                 scripts = ReceiverScripts(kit.OUR_CHANGE, kit.DEPOSIT, kit.RESERVE)
                 return want.CoinsFound(coins, scripts, self.inspection(outpoints), self.unreachable)
-            case want.ReserveCoins(coins=coins, inputs=inputs):
-                missing = tuple(o for o in coins if o in self.not_lockable)
+            case want.ReserveCoins(coins=coins, inputs=inputs, lock_id=lock_id):
+                missing = tuple(o for o in coins if o in self.not_lockable or self.locks.get(o, lock_id) != lock_id)
                 if not missing:
-                    self.locked |= set(coins)
+                    self.locks.update(dict.fromkeys(coins, lock_id))
                 return want.CoinsHeld(missing, self.inspection((*inputs, *coins)))
             case want.InspectChannels(inputs=inputs, coins=coins):
                 return self.inspection((*inputs, *coins))
@@ -428,9 +441,9 @@ class World:
             case want.Broadcast(purpose=purpose, txid=txid, raw=raw):
                 self.chain.broadcasts.append(purpose)
                 return want.BroadcastAnswer(purpose, txid, self.broadcast(Tx.parse(raw)))
-            case want.ReleaseCoins(coins=coins):
+            case want.ReleaseCoins(coins=coins, lock_id=lock_id):
                 self.unlocked.append(coins)
-                self.locked -= set(coins)
+                self.locks = {o: id for o, id in self.locks.items() if not (o in coins and id == lock_id)}
                 return want.CoinsFreed(coins)
         raise AssertionError(need)
 
@@ -488,7 +501,10 @@ class World:
     def lost_proposal(self, value: int = 80_000, salt: bytes = b"\x0f" * 32) -> Tx:
         """A proposal of ours that a log which lost its end does not know: it spends the payer's coin and ours."""
         ours = self.ours[0]
-        outputs = [TxOut(value, p2wsh_script(salt)), TxOut(self.payer.value + ours.value - value - 2_000, kit.OUR_CHANGE)]
+        outputs = [
+            TxOut(value, p2wsh_script(salt)),
+            TxOut(self.payer.value + ours.value - value - 2_000, kit.OUR_CHANGE),
+        ]
         purses = [self.payer, ours]
         return kit.sign(kit.unsigned(purses, outputs), purses).extract()
 
@@ -505,7 +521,9 @@ class World:
         assert self.mailbox is not None
         message = open_message_a(self.receiver_key, self.mailbox)
         purses = self.ours
-        checked = kit.check_original(kit.parse_original(message.body), kit.facts([self.payer]), kit.terms(amount=self.pays))
+        checked = kit.check_original(
+            kit.parse_original(message.body), kit.facts([self.payer]), kit.terms(amount=self.pays)
+        )
         from pjv2.psbt.plan import make_intent
         from pjv2.psbt.proposal import draft_proposal, finish_proposal
 

@@ -1,0 +1,712 @@
+"""Mutants of the receiver's checklist, of rule 2 of the channels, and of the sender's checklist."""
+
+from __future__ import annotations
+
+from tests.mutants.model import Mutant
+
+ORIGINAL = "pjv2/psbt/original.py"
+VERIFY = "pjv2/psbt/verify.py"
+COIN = "pjv2/psbt/coin.py"
+RECEIVER_TESTS = ("tests/unit/psbt/test_original.py", "tests/unit/psbt/test_guards_original.py")
+SENDER_TESTS = ("tests/unit/psbt/test_verify.py", "tests/unit/psbt/test_guards_verify.py")
+
+
+def _receiver(name: str, rule: str, old: str, new: str, *serves: str) -> Mutant:
+    return Mutant(name, rule, ORIGINAL, old, new, RECEIVER_TESTS, serves)
+
+
+def _sender(name: str, rule: str, old: str, new: str, *serves: str) -> Mutant:
+    return Mutant(name, rule, VERIFY, old, new, SENDER_TESTS, serves)
+
+
+RECEIVER = (
+    _receiver(
+        "original-needs-no-query",
+        "Message A holds a PSBT, a line break and parameters.",
+        "    if not newline:\n",
+        "    if False:\n",
+    ),
+    _receiver(
+        "original-is-not-shaped",
+        "A PSBT from a stranger is checked for its shape before anything else looks at it.",
+        "        check_shape(psbt)\n",
+        "",
+    ),
+    _receiver(
+        "original-utxos-not-looked-at",
+        "A PSBT from a stranger tells complete and consistent previous outputs.",
+        "        check_previous_outputs(psbt)\n",
+        "",
+    ),
+    _receiver(
+        "shape-empty",
+        "A transaction has inputs and outputs.",
+        "if not tx.inputs or not tx.outputs:",
+        "if False:",
+    ),
+    _receiver(
+        "shape-twice",
+        "A transaction spends nothing twice.",
+        "if len({txin.outpoint for txin in tx.inputs}) != len(tx.inputs):",
+        "if False:",
+    ),
+    _receiver(
+        "shape-outputs-beyond-money",
+        "Outputs are never worth more than all bitcoin.",
+        "if sum(txout.value for txout in tx.outputs) > MAX_MONEY:",
+        "if False:",
+    ),
+    _receiver(
+        "prevouts-beyond-money",
+        "Inputs are never worth more than all bitcoin.",
+        "if sum(txout.value for txout in prevouts) > MAX_MONEY:",
+        "if False:",
+    ),
+    _receiver(
+        "unsigned-original",
+        "Every input of the Original is final, or it could not be broadcast.",
+        "        if not psbt_input.is_final:\n",
+        "        if False:\n",
+    ),
+    _receiver(
+        "refused-by-the-network",
+        "An Original that the network refuses is no payment.",
+        '    if verdict == "refused":',
+        "    if False:",
+    ),
+    _receiver(
+        "never-tested",
+        "An Original that no chain source could test is not answered.",
+        '    if verdict == "unverifiable":',
+        "    if False:",
+    ),
+    _receiver(
+        "unknown-input",
+        "Previous outputs come from the chain source.",
+        "        if real is None:\n            raise BadOriginal(",
+        "        if real is None and False:\n            raise BadOriginal(",
+    ),
+    _receiver(
+        "claimed-output",
+        "A claimed previous output that differs from the chain's is refused.",
+        "if payload.psbt.prevout(index) not in (None, real.txout):",
+        "if False:",
+    ),
+    _receiver(
+        "pays-out-more-than-it-spends",
+        "The Original's fee is not negative.",
+        "    if fee < 0:\n",
+        "    if False:\n",
+    ),
+    _receiver(
+        "fee-rate-too-low",
+        "The Original pays at least the minimum fee rate.",
+        "    if rate < terms.min_fee_rate:\n",
+        "    if False:\n",
+    ),
+    _receiver(
+        "own-input-by-outpoint",
+        "An Original that spends a coin of ours is refused, by its outpoint.",
+        "txin.outpoint in facts.owned or prevout.script == terms.script",
+        "prevout.script == terms.script",
+    ),
+    _receiver(
+        "own-input-by-script",
+        "An Original that spends this session's own payment is refused, whatever the wallet says.",
+        "txin.outpoint in facts.owned or prevout.script == terms.script",
+        "txin.outpoint in facts.owned",
+    ),
+    _receiver(
+        "missing-payment",
+        "Only an output to this session's script is a payment.",
+        "    if not vouts:\n",
+        "    if False:\n",
+    ),
+    _receiver(
+        "less-than-asked",
+        "Less than asked is no payment.",
+        "    if paid < (terms.amount or 1):\n",
+        "    if False:\n",
+    ),
+    _receiver(
+        "contribution-out-of-range",
+        "A fee output that does not exist contributes nothing.",
+        " or vout >= len(tx.outputs)",
+        "",
+    ),
+    _receiver(
+        "contribution-of-our-own-output",
+        "The payer cannot let our own output pay.",
+        " or vout in paid_vouts",
+        "",
+    ),
+    _receiver(
+        "contribution-beyond-its-output",
+        "A contribution larger than its output is dropped.",
+        " or most > tx.outputs[vout].value",
+        "",
+    ),
+    _receiver(
+        "substitution-disabled",
+        "Outputs are substituted only where the payer allows it.",
+        "payload.params.output_substitution and ",
+        "",
+    ),
+    _receiver(
+        "substitution-for-version-1",
+        "A sender of version 1 never allows substitution.",
+        " and payload.params.version != 1",
+        "",
+    ),
+    _receiver(
+        "substitution-in-clear",
+        "An Original that came in clear text never allows substitution.",
+        " and not payload.v1",
+        "",
+    ),
+    _receiver(
+        "stable-without-native-segwit",
+        "A transaction id is known before signing only when every input is native segwit by the chain's outputs.",
+        "prevout.kind.is_native_segwit and not txin.script_sig",
+        "not txin.script_sig",
+        "money 2",
+    ),
+    _receiver(
+        "stable-with-a-script-sig",
+        "A scriptSig belongs to the transaction id, so nobody may have one.",
+        "prevout.kind.is_native_segwit and not txin.script_sig",
+        "prevout.kind.is_native_segwit",
+    ),
+    _receiver(
+        "nested-without-witness",
+        "Only a P2SH input that signs in its witness has a scriptSig that is fixed beforehand.",
+        "txin.kind is ScriptKind.P2SH and bool(witness)",
+        "txin.kind is ScriptKind.P2SH",
+    ),
+    # ---------------------------------------------------------------- the end of the list, as a whole
+    _receiver("list-without-broadcast-test", "The list asks the network.", "    broadcast_suitability(facts)\n", ""),
+    _receiver(
+        "list-without-owned",
+        "The list asks whose the inputs are.",
+        "    inputs_not_owned(tx, facts, prevouts, terms)\n",
+        "",
+    ),
+    # ---------------------------------------------------------------- rule 2 of the channels
+    _receiver(
+        "rule2-is-not-asked",
+        "Every clause of rule 2 is asked.",
+        "    return (\n        _no_own_input(",
+        "    return None and (\n        _no_own_input(",
+        "money 2",
+    ),
+    _receiver(
+        "rule2-own-input",
+        "Channels need an input of ours, or the payer could re-make the transaction under another id.",
+        'return "no coin of ours takes part" if required and not coins else None',
+        "return None",
+        "money 4",
+    ),
+    _receiver(
+        "rule2-substitution",
+        "Channels need a payer who allows other outputs.",
+        'return None if checked.substitution else "the payer does not allow output substitution"',
+        "return None",
+        "money 2",
+    ),
+    _receiver(
+        "rule2-time-left",
+        "Channels need 300 seconds.",
+        "return None if expires - now >= CHANNEL_SECONDS else",
+        "return None if True else",
+        "money 2",
+    ),
+    _receiver(
+        "rule2-can-sign",
+        "Channels need a wallet that can sign now.",
+        'return None if recheck.can_sign else "the wallet cannot sign now"',
+        "return None",
+        "money 2",
+    ),
+    _receiver(
+        "rule2-changed-output",
+        "Every previous output still is what it was.",
+        "        if real.txout != expected:\n",
+        "        if False:\n",
+        "money 2",
+    ),
+    _receiver(
+        "rule2-payer-native",
+        "Every input of the payer is native segwit.",
+        "    if not checked.txid_is_stable:\n",
+        "    if False:\n",
+        "money 2",
+    ),
+    _receiver(
+        "rule2-ours-native",
+        "Every coin of ours is native segwit.",
+        "    if not all(coin.kind.is_native_segwit for coin in coins):\n",
+        "    if False:\n",
+        "money 2",
+    ),
+    _receiver(
+        "rule2-confirmed",
+        "Every input is confirmed.",
+        "        if real.height is None or real.height > recheck.tip:\n",
+        "        if False:\n",
+        "money 2",
+    ),
+    _receiver(
+        "rule2-above-the-tip",
+        "Confirmed means at or below the tip.",
+        " or real.height > recheck.tip",
+        "",
+        "money 2",
+    ),
+    _receiver(
+        "rule2-coinbase",
+        "A coinbase output is mature.",
+        "if real.coinbase and recheck.tip + 1 - real.height < 100:",
+        "if False:",
+        "money 2",
+    ),
+    _receiver(
+        "rule2-spend-seen",
+        "No spend of an input is in sight.",
+        "outpoint in recheck.spends_seen or ",
+        "",
+        "money 2",
+    ),
+    _receiver(
+        "rule2-spent-by",
+        "No input is spent by what the chain source says.",
+        " or recheck.prevouts[outpoint].spent_by is not None",
+        "",
+        "money 2",
+    ),
+    _receiver(
+        "rule2-sighash",
+        "The payer's signatures commit to the whole transaction.",
+        "        if not commits_to_all(txin, prevout):\n",
+        "        if False:\n",
+        "money 2",
+    ),
+    _receiver(
+        "rule2-lock-of-our-coin",
+        "Our coin satisfies the relative lock that it copies from the payer.",
+        "    sequences += [(coin.outpoint, checked.sequence) for coin in coins]\n",
+        "",
+        "money 2",
+    ),
+    _receiver(
+        "rule2-lock",
+        "No relative lock is unsatisfied.",
+        "        if not lock_is_satisfied(\n            checked.tx.version, sequence,",
+        "        if False and not lock_is_satisfied(\n            checked.tx.version, sequence,",
+        "money 2",
+    ),
+    _receiver(
+        "rule2-rate",
+        "The Original's rate is at least the estimate for a day.",
+        "    if checked.rate >= recheck.economy_rate:\n",
+        "    if True:\n",
+        "money 2",
+    ),
+    _receiver(
+        "lock-by-height",
+        "A relative lock by height counts blocks.",
+        "    return height + value <= tip + 1",
+        "    return True",
+    ),
+    _receiver(
+        "lock-by-time",
+        "A relative lock by time counts median time, and what is not known is unsatisfied.",
+        "        return time is not None and time + value * 512 <= tip_time",
+        "        return time is None or time + value * 512 <= tip_time",
+    ),
+    _receiver(
+        "lock-unconfirmed",
+        "A coin without a height satisfies no relative lock.",
+        "    if height is None:\n        return False\n",
+        "    if height is None:\n        return True\n",
+    ),
+    Mutant(
+        "sighash-of-some",
+        "Every signature commits to the whole transaction, and there is one.",
+        COIN,
+        "return bool(types) and all(hash_type in allowed for hash_type in types)",
+        "return bool(types) and any(hash_type in allowed for hash_type in types)",
+        RECEIVER_TESTS,
+        ("money 2", "money 4"),
+    ),
+    Mutant(
+        "sighash-without-signature",
+        "An input without a recognisable signature commits to nothing.",
+        COIN,
+        "return bool(types) and all(hash_type in allowed for hash_type in types)",
+        "return all(hash_type in allowed for hash_type in types)",
+        RECEIVER_TESTS,
+    ),
+    Mutant(
+        "declared-sighash",
+        "A declared sighash type is absent, ALL or DEFAULT.",
+        COIN,
+        "return sighash_type in (None, SIGHASH_DEFAULT, SIGHASH_ALL)",
+        "return True",
+        SENDER_TESTS,
+    ),
+)
+
+SENDER = (
+    # ---------------------------------------------------------------- the Original
+    _sender(
+        "sent-shape",
+        "What the wallet signed is a possible transaction.",
+        "        check_shape(psbt)\n",
+        "",
+    ),
+    _sender(
+        "sent-rate",
+        "The advertised minimum fee rate never exceeds the Original's own.",
+        "min_fee_rate=min(min_fee_rate, rate, MAX_MIN_FEE_RATE)",
+        "min_fee_rate=min(min_fee_rate, MAX_MIN_FEE_RATE)",
+    ),
+    _sender(
+        "sent-unsigned",
+        "Only a signed PSBT is an Original.",
+        "        if not psbt_input.is_final:\n            raise WrongUsage",
+        "        if False:\n            raise WrongUsage",
+    ),
+    _sender(
+        "sent-declared-sighash",
+        "No other sighash type is declared in an Original.",
+        "if not declared_sighash_is_safe(psbt_input.sighash_type) or not commits_to_all(",
+        "if not commits_to_all(",
+    ),
+    _sender(
+        "sent-actual-sighash",
+        "No signature of an Original leaves freedom, whatever is declared.",
+        "if not declared_sighash_is_safe(psbt_input.sighash_type) or not commits_to_all(",
+        "if not declared_sighash_is_safe(psbt_input.sighash_type) or False and not commits_to_all(",
+    ),
+    _sender(
+        "sent-one-payee",
+        "Exactly one output pays the payee.",
+        "    if len(values) != 1:\n",
+        "    if not values:\n",
+    ),
+    _sender(
+        "sent-amount",
+        "The payee gets what the URI asks.",
+        "    if amount is not None and values[0] != amount:\n",
+        "    if False:\n",
+    ),
+    _sender(
+        "recommended-clamped",
+        "The recommended contribution is no more than its output holds.",
+        "min(min_fee_rate.fee(weight), tx.outputs[vout].value)",
+        "min_fee_rate.fee(weight)",
+    ),
+    _sender(
+        "explicit-one-change",
+        "An explicit contribution needs exactly one change output.",
+        "    if len(others) != 1:\n",
+        "    if not others:\n",
+    ),
+    _sender(
+        "explicit-fits",
+        "An explicit contribution fits into the change.",
+        "    if maximum > tx.outputs[others[0]].value:\n",
+        "    if False:\n",
+    ),
+    _sender(
+        "no-dust-change",
+        "What would leave dust is not offered.",
+        "most = min(contribution.max, txout.value - dust_limit(txout.script))",
+        "most = contribution.max",
+    ),
+    _sender(
+        "body-size",
+        "The Original fits into message A.",
+        "    if len(body) > MAX_BODY_BYTES:\n",
+        "    if False:\n",
+    ),
+    _sender(
+        "clean-copy",
+        "The copy that leaves holds no wallet data.",
+        "    return Psbt(psbt.tx, inputs, outputs)\n",
+        "    return psbt\n",
+    ),
+    # ---------------------------------------------------------------- the reply
+    _sender(
+        "reply-refusal",
+        "A refusal is read as one, with its code.",
+        "        raise _refusal(message)\n",
+        "        pass\n",
+    ),
+    _sender(
+        "reply-lure",
+        "What the receiver wrote is never shown.",
+        "sentence = _SENTENCES[known] + ",
+        "sentence = debug + ",
+    ),
+    _sender(
+        "reply-versions",
+        "Only small numbers are versions.",
+        " if type(number) is int and 0 <= number < 1000",
+        "",
+    ),
+    # ---------------------------------------------------------------- the proposal
+    _sender(
+        "proposal-shape",
+        "The proposal is a possible transaction.",
+        "        check_shape(proposal)\n",
+        "        pass\n",
+    ),
+    _sender(
+        "proposal-version",
+        "The version is unchanged.",
+        "    if proposal.tx.version != sent.tx.version:\n",
+        "    if False:\n",
+    ),
+    _sender(
+        "proposal-locktime",
+        "The lock time is unchanged.",
+        "    if proposal.tx.locktime != sent.tx.locktime:\n",
+        "    if False:\n",
+    ),
+    _sender(
+        "proposal-inputs",
+        "Our inputs are all there, in their order.",
+        "    if found != [txin.outpoint for txin in sent.tx.inputs]:\n",
+        "    if False:\n",
+    ),
+    _sender(
+        "proposal-input-order",
+        "Our inputs keep their order.",
+        "    if found != [txin.outpoint for txin in sent.tx.inputs]:\n",
+        "    if sorted(found) != sorted(txin.outpoint for txin in sent.tx.inputs):\n",
+    ),
+    _sender(
+        "proposal-input-keypaths",
+        "No input tells key paths.",
+        "        if psbt_input.has_derivation:\n",
+        "        if False:\n",
+    ),
+    _sender(
+        "proposal-partial-signatures",
+        "No input holds partial signatures.",
+        "if psbt_input.partial_sigs or psbt_input.tap_script_sigs or psbt_input.tap_key_sig is not None:",
+        "if False:",
+    ),
+    _sender(
+        "proposal-our-sequence",
+        "The sequence of our inputs is unchanged.",
+        "    if after.sequence != before.sequence:\n",
+        "    if False:\n",
+    ),
+    _sender(
+        "proposal-our-final",
+        "Our inputs are not finalised.",
+        "    if psbt_input.final_script_sig is not None or psbt_input.final_script_witness is not None:\n",
+        "    if False:\n",
+    ),
+    _sender(
+        "proposal-our-sighash",
+        "Nobody asks us for another sighash type.",
+        "    if not declared_sighash_is_safe(psbt_input.sighash_type):\n",
+        "    if False:\n",
+    ),
+    _sender(
+        "proposal-their-unsigned",
+        "The receiver's inputs are signed.",
+        "    if not proposal.inputs[index].is_final:\n",
+        "    if False:\n",
+    ),
+    _sender(
+        "proposal-their-sequence",
+        "The receiver's inputs have the sequence of ours.",
+        "    if txin.sequence != sequence:\n",
+        "    if False:\n",
+    ),
+    _sender(
+        "proposal-their-utxo",
+        "The receiver tells what his inputs spend.",
+        "    if known is None:\n        raise BadProposal",
+        "    if False:\n        raise BadProposal",
+    ),
+    _sender(
+        "proposal-output-keypaths",
+        "No output tells key paths.",
+        "        if psbt_output.has_derivation:\n",
+        "        if False:\n",
+    ),
+    _sender(
+        "proposal-contribution-cap",
+        "Our change gives up no more than was offered.",
+        "            if contributed > contribution.max:\n",
+        "            if False:\n",
+    ),
+    _sender(
+        "proposal-substitution",
+        "Without substitution the payee's output keeps script and value.",
+        "if not sent.substitution and (txout.script != expected.script or txout.value < expected.value):",
+        "if False:",
+    ),
+    _sender(
+        "proposal-payee-shrinks",
+        "Without substitution the payee's output does not shrink.",
+        " or txout.value < expected.value):",
+        "):",
+    ),
+    _sender(
+        "proposal-own-output-decreased",
+        "No other output of ours shrinks.",
+        "            if txout.value < expected.value:\n",
+        "            if False:\n",
+    ),
+    _sender(
+        "proposal-missing-outputs",
+        "All our outputs are there, in their order.",
+        "    if waiting:\n        raise BadProposal",
+        "    if False:\n        raise BadProposal",
+    ),
+    _sender(
+        "restored-foreign-metadata",
+        "Of the receiver's inputs our signer sees the previous output and the final scripts only.",
+        "            kept = PsbtInput(\n                witness_utxo=given.witness_utxo,\n",
+        "            kept = given if True else PsbtInput(\n                witness_utxo=given.witness_utxo,\n",
+    ),
+    _sender(
+        "restored-own-metadata",
+        "Our signer sees our own maps, not the receiver's version of them.",
+        "            kept = replace(\n                mine,\n",
+        "            kept = replace(\n                given,\n",
+    ),
+    _sender(
+        "restored-output-maps",
+        "Output maps are ours, not the receiver's.",
+        "        outputs.append(PsbtOutput() if at is None else waiting.pop(at)[1])\n",
+        "        outputs.append(PsbtOutput())\n",
+    ),
+    _sender(
+        "fees-beyond-money",
+        "The receiver cannot claim more than all bitcoin.",
+        "    if claimed > MAX_MONEY:\n",
+        "    if False:\n",
+    ),
+    _sender(
+        "fees-lowered",
+        "The fee is not lowered.",
+        "    if fee < before:\n",
+        "    if False:\n",
+    ),
+    _sender(
+        "fees-kept-by-the-payee",
+        "What we contribute is fee.",
+        "    if contributed > fee - before:\n",
+        "    if False:\n",
+    ),
+    _sender(
+        "fees-for-his-outputs",
+        "Our contribution pays for inputs only.",
+        "    if contributed > allowed:\n",
+        "    if False:\n",
+    ),
+    _sender(
+        "fees-minimum-rate",
+        "The proposal pays our minimum fee rate.",
+        "    if fee * 1000 < sent.params.min_fee_rate.sat_per_kwu * weight:\n",
+        "    if False:\n",
+    ),
+    _sender(
+        "fees-weight-of-our-inputs",
+        "Our own inputs are no additional weight.",
+        "        if txin.outpoint in ours or prevout is None:\n            continue",
+        "        if prevout is None:\n            continue",
+    ),
+    _sender(
+        "fees-unpredictable-input",
+        "An input whose weight cannot be predicted is refused.",
+        "        if predicted is None:\n            raise BadProposal",
+        "        if predicted is None and False:\n            raise BadProposal",
+    ),
+    _sender(
+        "fees-unsigned-weight",
+        "The fee rate is that of the signed transaction.",
+        "inputs=tuple(own.get(txin.outpoint, txin) for txin in restored.extract().inputs)",
+        "inputs=tuple(restored.extract().inputs)",
+    ),
+    _sender(
+        "fees-weigh-nothing",
+        "The fee rate is measured by the whole weight.",
+        "    return final.weight - empty - count_overhead(",
+        "    return 0 * count_overhead(",
+    ),
+    _sender(
+        "txid-of-nested-inputs",
+        "A nested input's scriptSig belongs to the transaction id.",
+        'script_sig=nested.get(txin.outpoint, psbt_input.final_script_sig or b"")',
+        'script_sig=psbt_input.final_script_sig or b""',
+    ),
+    _sender(
+        "txid-stable",
+        "The transaction id is known beforehand only when every input is native segwit.",
+        "    return all(prevout.kind.is_native_segwit for prevout in psbt.prevouts())",
+        "    return True",
+    ),
+    # ---------------------------------------------------------------- after signing
+    _sender(
+        "signed-other-transaction",
+        "The wallet signed what it was asked to sign.",
+        "    if answer.tx.stripped() != safe.psbt.tx:\n",
+        "    if False:\n",
+    ),
+    _sender(
+        "signed-their-input",
+        "The receiver's signatures are those that were checked.",
+        "        source = given if ours else asked\n",
+        "        source = given\n",
+    ),
+    _sender(
+        "signed-not",
+        "Every input of ours is signed.",
+        "        if ours and not given.is_final:\n",
+        "        if False:\n",
+    ),
+    _sender(
+        "signed-sighash",
+        "Our signature commits to the whole transaction.",
+        "            if not commits_to_all(final, prevouts[index]):\n",
+        "            if False:\n",
+    ),
+    _sender(
+        "signed-rate",
+        "The real fee rate is checked again after signing.",
+        "    if safe.fee * 1000 < sent.params.min_fee_rate.sat_per_kwu * (",
+        "    if False and safe.fee * 1000 < sent.params.min_fee_rate.sat_per_kwu * (",
+    ),
+    _sender(
+        "signed-slack",
+        "A signature may grow by a few bytes, and no more.",
+        "grown += min(max(0, final.weight - before[txin.outpoint].weight), _SIGNATURE_SLACK)",
+        "grown += max(0, final.weight - before[txin.outpoint].weight)",
+    ),
+    _sender(
+        "signed-txid",
+        "A stable transaction id stays what it was.",
+        "    if safe.txid_is_stable and tx.txid != safe.txid:\n",
+        "    if False:\n",
+    ),
+    _sender(
+        "reclaim-fee",
+        "A reclaim pays more than the Original that it replaces.",
+        "fee = max(fee_rate.fee(weight), original.fee + _INCREMENTAL_RATE.fee(weight))",
+        "fee = fee_rate.fee(weight)",
+    ),
+    _sender(
+        "reclaim-dust",
+        "A reclaim that leaves dust is refused.",
+        "    if value < dust_limit(script):\n        raise WrongUsage",
+        "    if False:\n        raise WrongUsage",
+    ),
+)
