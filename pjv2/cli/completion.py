@@ -20,7 +20,8 @@ class Shell(StrEnum):
 
 def run(cli: Cli, shell: Annotated[Shell, typer.Argument(metavar="SHELL", help="One of bash, zsh, fish.")]) -> None:
     """Print the script that completes commands in a shell; `pjv2 --install-completion` installs it for the one you use."""
-    from typer._completion_shared import get_completion_script  # what its own --show-completion prints; it has no public name
+    # What typer's own --show-completion prints; it has no public name.
+    from typer._completion_shared import get_completion_script
 
     script = get_completion_script(prog_name="pjv2", complete_var="_PJV2_COMPLETE", shell=shell.value)
     cli.out.result("Completion", script, shell=shell.value, script=script)

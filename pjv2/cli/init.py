@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -311,12 +312,10 @@ class Questions:
 
     def _line(self, prompt: str) -> str:
         self._cli.out.say(prompt.rstrip(" "))
-        if self._cli.stdin is not None:
-            return self._cli.stdin.readline()
-        try:
-            return input()
-        except EOFError as exc:
-            raise WrongUsage("there is nobody to ask: give flags, or --yes") from exc
+        stream = self._cli.stdin or sys.stdin
+        if not (line := stream.readline()):
+            raise WrongUsage("there is nobody to ask any more: give flags, or --yes")
+        return line
 
 
 # ---------------------------------------------------------------- writing

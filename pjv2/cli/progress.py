@@ -161,7 +161,7 @@ class Follower:
         self._told = since
         self._state: model.State | None = None
         self._said = ""
-        self._hinted: tuple[Any, ...] = ()
+        self._hinted = ("", "")
 
     @property
     def state(self) -> model.State:
@@ -184,6 +184,15 @@ class Follower:
             self._said = words
             self.cli.out.say(words)
 
+    async def caught_up(self) -> bool:
+        """`catch_up`, unless the store is away: then that is told, and the log is read another time."""
+        try:
+            await self.catch_up()
+        except NotNow as exc:
+            self._retry("store", str(exc))
+            return False
+        return True
+
     def _tell(self, name: str, event: Event) -> None:
         if self.cli.json:
             facts = dict(model.public_event(self.state, event))
@@ -198,10 +207,12 @@ class Follower:
         if self.cli.json:
             self.cli.out.result(fact.event, at=fact.at, session=self.session, **_without_head(fact.facts))
             return
-        heard = (fact.event, fact.facts.get("what"), fact.facts.get("why"))
-        if heard != self._hinted:
-            self._hinted = heard
-            self.cli.out.say(f"Trying again: {fact.facts.get('why')}")
+        self._retry(str(fact.facts.get("what")), str(fact.facts.get("why")))
+
+    def _retry(self, what: str, why: str) -> None:
+        if (what, why) != self._hinted:
+            self._hinted = (what, why)
+            self.cli.out.say(f"Trying again: {why}")
 
     def result(self) -> None:
         """How far it came, as a result for people."""
@@ -249,8 +260,7 @@ async def follow(cli: Cli, pj: Payjoin, session: SessionId, until: Until) -> int
         driving = asyncio.create_task(drive())
         try:
             while True:
-                await follower.catch_up()
-                if reached(follower.state, until, follower.tip):
+                if await follower.caught_up() and reached(follower.state, until, follower.tip):
                     break
                 if driving.done():
                     driving.result()

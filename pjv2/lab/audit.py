@@ -42,7 +42,7 @@ async def audit(world: World) -> None:
     """Raise BrokenPromise with everything that is wrong."""
     sessions = [told for party in world.parties.values() for told in await _sessions(party)]
     findings = _paid_once(world, sessions)
-    findings += _conserved(world, sessions)
+    findings += _conserved(world, await _known_scripts(world, sessions))
     findings += _funding_is_committed(world, sessions)
     for party in world.parties.values():
         findings += await _nothing_in_use(party)
@@ -89,11 +89,11 @@ def _paid_once(world: World, sessions: list[Told]) -> list[str]:
     return findings
 
 
-def _known_scripts(world: World, sessions: list[Told]) -> dict[bytes, str]:
+async def _known_scripts(world: World, sessions: list[Told]) -> dict[bytes, str]:
     """Whose a script is, by name."""
     known = {world.chain.faucet_script: "faucet", **dict.fromkeys(world.strangers, "stranger")}
     for party in world.parties.values():
-        for script in party.wallet.scripts():
+        for script in await party.scripts():
             known[script] = party.name
         if party.node is not None:
             known[party.node.home_script] = party.name
@@ -109,9 +109,8 @@ def _known_scripts(world: World, sessions: list[Told]) -> dict[bytes, str]:
     return known
 
 
-def _conserved(world: World, sessions: list[Told]) -> list[str]:
+def _conserved(world: World, known: dict[bytes, str]) -> list[str]:
     """Every satoshi a party was given is in an output somebody is known to own, or was a fee of a transaction of the parties."""
-    known = _known_scripts(world, sessions)
     parties = {party.name for party in world.parties.values()}
     findings = []
     given = sum(sum(party.funded.values()) for party in world.parties.values())
@@ -191,7 +190,7 @@ async def _nothing_in_use(party: Party) -> list[str]:
     held = frozenset(await party.store.coins_in_use())
     findings += [
         f"{party.name}: the wallet still locks {outpoint}, and no session uses it"
-        for outpoint in party.wallet.locked()
+        for outpoint in await party.locked()
         if outpoint not in held
     ]
     return findings

@@ -15,6 +15,7 @@ import functools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,7 +23,7 @@ from pjv2 import qr, start
 from pjv2 import session as model
 from pjv2.errors import OurMistake
 from pjv2.lab.audit import audit
-from pjv2.lab.world import Party, Told, World
+from pjv2.lab.world import Party, Told, World, bdk_party_wallet, esplora_chain
 from pjv2.psbt.plan import ChannelOrder
 from pjv2.psbt.tx import Tx
 from pjv2.session.events import Policy
@@ -127,8 +128,11 @@ async def run(out: Out, *, falsify: str | None = None) -> list[str]:
         # As a wallet that ships the directory's key would: then nobody but relays ever speaks to the directory.
         world.keys_file = world.home / "ohttp-keys.bin"
         world.keys_file.write_bytes(world.directory.keys.encode())
-        receiver = await world.party("receiver", coins=[250_000, 320_000], lightning=True)
-        payer = await world.party("payer", coins=[2_500_000, 1_800_000])
+        # The embedded default, where its library has a wheel: BDK wallets that see the chain through an Esplora server.
+        embedded = find_spec("bdkpython") is not None
+        made: dict[str, Any] = {"wallet": bdk_party_wallet, "chain": esplora_chain} if embedded else {}
+        receiver = await world.party("receiver", coins=[250_000, 320_000], lightning=True, **made)
+        payer = await world.party("payer", coins=[2_500_000, 1_800_000], **made)
         for party in (payer, receiver):
             party.diary.listeners.append(functools.partial(_tell, out, party.name))
         stage = Stage(world, payer, receiver, out, fact)
@@ -161,6 +165,7 @@ async def _first_act(stage: Stage) -> dict[str, Any]:
     world, payer, receiver, fact = stage.world, stage.payer, stage.receiver, stage.fact
     stage.headline("Act one: a payment becomes two Lightning channels")
     stage.out.say("  The receiver has no server and no open port: it only ever asks a relay.")
+    stage.line("wallets", f"{type(receiver.wallet).__name__} on both sides, with real keys and signatures")
     with _quiet_ports(receiver, fact) as ports:
         stage.line("receiver", f"listening ports at {receiver.address}: {ports}")
     peers = world.peers(2)
@@ -209,7 +214,7 @@ async def _first_act(stage: Stage) -> dict[str, Any]:
     stage.line("payer", f"checks that nothing was taken from him, signs, broadcasts {txid[:16]}…")
 
     original, payjoin = _original(await payer.driver.load(payment.session)), _mempool(world, txid)
-    receiver_inputs = _side_by_side(stage, original, payjoin)
+    receiver_inputs = await _side_by_side(stage, original, payjoin)
     funding = _funding(stage, request.session, payjoin)
     await world.chain.mine(BURIED)
     await stage.until(receiver, "Closed", request.session)
@@ -276,10 +281,10 @@ def _mempool(world: World, txid: str) -> Tx:
     return entry.tx
 
 
-def _side_by_side(stage: Stage, original: Tx, payjoin: Tx) -> int:
+async def _side_by_side(stage: Stage, original: Tx, payjoin: Tx) -> int:
     """The Original and the payjoin beside each other, whose is what, and who paid which fee; answers how many inputs are ours."""
     world, payer, receiver, fact = stage.world, stage.payer, stage.receiver, stage.fact
-    owners = {**dict.fromkeys(payer.wallet.scripts(), "payer"), **dict.fromkeys(receiver.wallet.scripts(), "receiver")}
+    owners = dict.fromkeys(await payer.scripts(), "payer") | dict.fromkeys(await receiver.scripts(), "receiver")
     values = {**payer.funded, **receiver.funded}
 
     def inputs(tx: Tx) -> list[str]:
@@ -445,7 +450,7 @@ async def _second_act(stage: Stage) -> None:
     received = fact("received", closed.facts["amount_received"], PAYMENT)
     left = fact("channels after", len(node.pending()), 0)
     free = fact("coins after", len(await receiver.store.coins_in_use()), 0)
-    locked = fact("locks after", len(receiver.wallet.locked()), 0)
+    locked = fact("locks after", len(await receiver.locked()), 0)
     stage.line(
         "receiver",
         f"six deep: {outcome}, {received:,} sat; channels pending {left}, coins in use {free}, locked {locked}",

@@ -217,6 +217,8 @@ class HttpServer:
         sock = socket.socket(socket.AF_INET6 if ":" in self.host else socket.AF_INET, socket.SOCK_STREAM)
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            # Small answers in a row: the second must not wait until the first is acknowledged. Connections inherit it.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.bind((self.host, self._wanted_port if self._port is None else self._port))
             sock.listen(1024)
             sock.setblocking(False)

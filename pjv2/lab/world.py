@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pjv2.backends.chain.esplora import EsploraChain
 from pjv2.backends.channel.rehearsal import RehearsalNode
 from pjv2.backends.channel.rehearsal_peer import RehearsalPeer
 from pjv2.backends.mailroom import HttpMailroom, Service
@@ -28,6 +29,7 @@ from pjv2.backends.system import SystemEntropy
 from pjv2.driver import Driver, Pace
 from pjv2.lab.chain import LabChain
 from pjv2.lab.directory import Directory
+from pjv2.lab.esplora import EsploraServer
 from pjv2.lab.relay import Relay
 from pjv2.ports import Chain, Channels, Entropy, Mailroom, Store, Wallet
 from pjv2.testing.paper_wallet import PaperKind, PaperWallet
@@ -115,6 +117,8 @@ class Party:
         pace: Pace,
         mailroom: Callable[[Party], Mailroom],
         store: Callable[[Party], Awaitable[Store]],
+        wallet: Callable[[Party], Awaitable[Wallet]],
+        chain: Callable[[Party], Awaitable[Chain]],
     ) -> None:
         self.world = world
         self.name = name
@@ -130,7 +134,11 @@ class Party:
         self.funded: dict[Outpoint, Sats] = {}
         self._make_mailroom = mailroom
         self._make_store = store
-        self.wallet: PaperWallet
+        self._make_wallet = wallet
+        self._make_chain = chain
+        self.chain: Chain
+        self.wallet: Any
+        """A `ports.Wallet`; a `PaperWallet` unless the world was asked for another."""
         self.store: Store
         self.mailroom: Mailroom
         self.node: RehearsalNode | None
@@ -141,14 +149,8 @@ class Party:
 
     async def start(self) -> None:
         """Open everything from disk, as a fresh process would."""
-        self.wallet = PaperWallet(
-            self.world.chain,
-            seed=self.seed,
-            network=Network.REGTEST,
-            store_path=self.home / "wallet.json",
-            kinds=self.kinds,
-            now=self.world.clock.now,
-        )
+        self.chain = await self._make_chain(self)
+        self.wallet = await self._make_wallet(self)
         self.node = (
             RehearsalNode.open(self.home / "node", self.world.chain, seed=self.seed, peers=self.world.home / "peers")
             if self.lightning
@@ -173,7 +175,7 @@ class Party:
             store=store or self.store,
             mailroom=mailroom or self.mailroom,
             wallet=wallet or self.wallet,
-            chain=chain or self.world.chain,
+            chain=chain or self.chain,
             channels=channels or self.node,
             clock=self.world.clock,
             entropy=entropy or self.world.entropy,
@@ -185,6 +187,20 @@ class Party:
         await self.mailroom.close()
         await self.store.close()
         await self.wallet.close()
+        if self.chain is not self.world.chain:
+            await self.chain.close()
+
+    async def scripts(self) -> frozenset[bytes]:
+        """Every script that this person's wallet knows as its own."""
+        if isinstance(self.wallet, PaperWallet):
+            return self.wallet.scripts()
+        return frozenset(await self.wallet.scripts())
+
+    async def locked(self) -> frozenset[Outpoint]:
+        """Every coin that the wallet has locked."""
+        if isinstance(self.wallet, PaperWallet):
+            return self.wallet.locked()
+        return frozenset(await self.wallet.locked())
 
     async def restart(self) -> None:
         """What a crash leaves is on disk; everything else is opened anew."""
@@ -195,7 +211,8 @@ class Party:
         """Confirmed coins from the lab's faucet, one per value, in turn of the wallet's script kinds."""
         outpoints = []
         for index, value in enumerate(values):
-            address = await self.wallet.new_address(kind=self.kinds[index % len(self.kinds)])
+            kind = {"kind": self.kinds[index % len(self.kinds)]} if isinstance(self.wallet, PaperWallet) else {}
+            address = await self.wallet.new_address(**kind)
             outpoint = await self.world.chain.fund(address.script, value)
             self.funded[outpoint] = value
             outpoints.append(outpoint)
@@ -213,6 +230,7 @@ class World:
         self.chain = LabChain()
         self.directory = Directory(host=loopback(3), long_poll=long_poll, clock=self.clock.now, rng=self.entropy)
         self.relays = tuple(Relay(host=loopback(4 + number), clock=self.clock.now) for number in range(2))
+        self.esplora: EsploraServer | None = None
         self.parties: dict[str, Party] = {}
         self.keys_file: Path | None = None
         """The directory's OHTTP key in a file, for mailrooms that shall not fetch it."""
@@ -231,6 +249,8 @@ class World:
         for relay in self.relays:
             await relay.stop()
         await self.directory.stop()
+        if self.esplora is not None:
+            await self.esplora.stop()
         await self.chain.close()
         if self._own_home:
             shutil.rmtree(self.home, ignore_errors=True)
@@ -245,6 +265,8 @@ class World:
         pace: Pace = LAB_PACE,
         mailroom: Callable[[Party], Mailroom] | None = None,
         store: Callable[[Party], Awaitable[Store]] | None = None,
+        wallet: Callable[[Party], Awaitable[Wallet]] | None = None,
+        chain: Callable[[Party], Awaitable[Chain]] | None = None,
     ) -> Party:
         """A new person with confirmed coins."""
         party = Party(
@@ -255,11 +277,20 @@ class World:
             pace=pace,
             mailroom=mailroom or http_mailroom,
             store=store or sqlite_store,
+            wallet=wallet or paper_wallet,
+            chain=chain or own_chain,
         )
         await party.start()
         self.parties[name] = party
         await party.fund(*coins)
         return party
+
+    async def serve_chain(self) -> EsploraServer:
+        """The chain as an Esplora server, started when it is first wanted."""
+        if self.esplora is None:
+            self.esplora = EsploraServer(self.chain, host=loopback(7))
+            await self.esplora.start()
+        return self.esplora
 
     def peers(self, count: int) -> tuple[RehearsalPeer, ...]:
         """The first `count` remote Lightning nodes of this world, made when there are too few."""
@@ -295,6 +326,38 @@ def http_mailroom(party: Party) -> Mailroom:
         clock=world.clock,
         rng=world.entropy,
     )
+
+
+async def own_chain(party: Party) -> Chain:
+    """The world's chain itself, without a server in between."""
+    return party.world.chain
+
+
+async def esplora_chain(party: Party) -> Chain:
+    """The world's chain as a light client sees it, through an Esplora server."""
+    return EsploraChain((await party.world.serve_chain()).url, network=Network.REGTEST)
+
+
+async def paper_wallet(party: Party) -> Wallet:
+    return PaperWallet(
+        party.world.chain,
+        seed=party.seed,
+        network=Network.REGTEST,
+        store_path=party.home / "wallet.json",
+        kinds=party.kinds,
+        now=party.world.clock.now,
+    )
+
+
+async def bdk_party_wallet(party: Party) -> Wallet:
+    """The embedded wallet over the world's Esplora server. Raises NotNow where its library has no wheel."""
+    from pjv2.backends.wallet.bdk import bdk_wallet
+    from pjv2.backends.wallet.bdk_keys import words_from_entropy
+    from pjv2.backends.wallet.bdk_sync import Esplora
+
+    server = await party.world.serve_chain()
+    words = words_from_entropy(party.seed[:16])
+    return await bdk_wallet(party.home, Esplora(server.url), words, kind=party.kinds[0], now=party.world.clock.now)
 
 
 async def sqlite_store(party: Party) -> Store:

@@ -11,7 +11,7 @@ import os
 from dataclasses import replace
 from functools import lru_cache
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
@@ -48,9 +48,10 @@ from tests.fuzz.model import (
 
 LONG = os.environ.get("PJV2_FUZZ") == "long"
 PROFILE = settings(
-    max_examples=3_000 if LONG else 90,
+    max_examples=3_000 if LONG else 80,
     stateful_step_count=120 if LONG else 50,
     derandomize=not LONG,
+    phases=(Phase.generate, Phase.shrink) if LONG else (Phase.generate,),  # a red build says so at once
     database=None,
     deadline=None,
     suppress_health_check=list(HealthCheck),
@@ -527,6 +528,8 @@ class Receiving(Adversary):
                 )
             assert session not in self.world.store.now.coins.values(), "L3: a coin is still in use"
             assert session not in self.world.store.now.peers.values(), "L3: a peer is still in use"
+            if self.restored and state.accepted is None:
+                continue  # the log forgot the Original for good: nothing is left that names its inputs
             for outpoint, channel in self.world.node.channels.items():
                 assert channel.memo != state.memo or chain.depth(outpoint.txid), f"L3: {outpoint} is pending for ever"
         if not self.restored and not self.world.stale_locks:
@@ -712,7 +715,7 @@ class Sending(Adversary):
 
 
 Receiving.TestCase.settings = PROFILE
-Sending.TestCase.settings = PROFILE
+Sending.TestCase.settings = settings(PROFILE, max_examples=3_000 if LONG else 50)
 
 
 class TestReceiving(Receiving.TestCase):  # type: ignore[name-defined,misc]

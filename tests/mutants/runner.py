@@ -101,14 +101,17 @@ class Tree:
         match code:
             case 0:
                 return Verdict(mutant, "survived", "every test passed", took)
-            case 1:
-                return Verdict(mutant, "killed", _failed(output), took)
+            case 1 if failed := _failed(output):
+                return Verdict(mutant, "killed", failed, took)
             case _:
                 return Verdict(mutant, "broken", f"pytest ended with {code}: {_last(output)}", took)
 
 
 def _failed(output: str) -> str:
-    return next((line.split(" ", 2)[1] for line in output.splitlines() if line.startswith("FAILED ")), _last(output))
+    """The test that failed; none when a module could not even be collected, which `-x` ends with the same exit code."""
+    prefix = "FAILED "
+    failed = (line.removeprefix(prefix) for line in output.splitlines() if line.startswith(prefix))
+    return next(failed, "").split(" - ")[0]
 
 
 def _last(output: str) -> str:

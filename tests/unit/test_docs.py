@@ -132,8 +132,7 @@ def test_the_readme_tells_every_command_there_is_and_no_other_as_working() -> No
     told = re.findall(r"^\| `pjv2 ([a-z ]+?)(?: ID)?` \|", text(README), re.MULTILINE)
     assert set(told) == set(COMMANDS)
     missing = re.search(r"^- the commands (.+?);$", text(README), re.MULTILINE)
-    assert missing is not None
-    assert not set(re.findall(r"`(\w+)`", missing[1])) & set(COMMANDS)
+    assert missing is None or not set(re.findall(r"`(\w+)`", missing[1])) & set(COMMANDS)
 
 
 def test_the_targets_of_make_that_the_documents_name_exist() -> None:

@@ -9,7 +9,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2] / "pjv2"
 RIVER = [
-    "errors", "units", "qr", "wire", "psbt", "session", "ports", "driver", "start", "schedule", "poller", "config", "app", "accounts", "doctor", "cli",
+    "errors", "units", "qr", "wire", "psbt", "session", "ports", "driver", "start", "schedule", "poller", "config", "app",
+    "accounts", "doctor", "cli",
 ]  # fmt: skip
 RANK = {name: place for place, name in enumerate(RIVER)}
 APART = {("wire", "psbt"), ("psbt", "wire")}

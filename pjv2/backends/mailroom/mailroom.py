@@ -512,7 +512,8 @@ async def kept_health(cache: KeyCache | None, rng: Entropy) -> Health:
     """What earlier runs learnt about relays and directories; nothing where it cannot be read."""
     text = None if cache is None else await cache.get(_HEALTH_NAME)
     if text is not None:
-        with contextlib.suppress(ValueError, CannotRead):  # advice from an earlier run, learnt again when it cannot be read
+        # Advice from an earlier run, learnt again when it cannot be read.
+        with contextlib.suppress(ValueError, CannotRead):
             return Health.from_dict(json.loads(text), rng)
     return Health(rng)
 

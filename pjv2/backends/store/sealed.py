@@ -285,6 +285,7 @@ class Converted:
 async def encrypt_database(url: str, key: StoreKey, *, rng: Entropy | None = None) -> Converted:
     """Seal every event of the database at `url` that is in the clear, and wipe what stood there.
 
+    SQLite's file is rewritten for that; a PostgreSQL server keeps old versions of rows until its next vacuum, and logs longer.
     Batches of one transaction each: stopped anywhere, it goes on when it is run again, and meanwhile the database can be read with the
     key. The first batch marks the database as encrypted. Raises CannotRead for another key, and what `SqlStore.open` raises.
     """

@@ -175,6 +175,14 @@ class BdkWallet:
         """Coins that are locked under another id, or not at all, are left as they are."""
         await self._do(WalletFile.drop, coins, lock_id)
 
+    async def locked(self) -> frozenset[Outpoint]:
+        """Every coin that is locked now, under whatever id."""
+        return await self._do(WalletFile.locked)
+
+    async def scripts(self) -> frozenset[bytes]:
+        """Every script this wallet has handed out."""
+        return await self._do(WalletFile.scripts)
+
     async def can_sign(self) -> bool:
         return self._file.keys.signs and not self._closed
 

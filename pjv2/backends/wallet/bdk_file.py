@@ -237,6 +237,18 @@ class WalletFile:
         frozen = (Outpoint(str(coin.txid), coin.vout) for coin in self._wallet.list_locked_outpoints())
         return self._leases.held().union(frozen)
 
+    def locked(self) -> frozenset[Outpoint]:
+        return self._locked()
+
+    def scripts(self) -> frozenset[bytes]:
+        """Every script that was revealed, of both branches."""
+        found: set[bytes] = set()
+        for branch in self._branches:
+            last = self._wallet.derivation_index(branch)
+            for index in range(0 if last is None else last + 1):
+                found.add(bytes(self._wallet.peek_address(branch, index).address.script_pubkey().to_bytes()))
+        return frozenset(found)
+
     # ------------------------------------------------------------ paying
 
     def build(

@@ -121,6 +121,8 @@ def must_read(state: Receiver, look: Look, memory: Memory) -> bool:
 def releasing_needs(state: Receiver, now: Instant, look: Look | None, memory: Memory) -> list[Need]:
     if look is None or not look.covers or state.releasing is None or foreign_in_the_way(state, look, memory):
         return []
+    if not _death_in_view(state, look):
+        return []
     if must_read(state, look, memory) and not nothing_left(state, memory, now, even_after_ttl=False):
         return [] if state.v1 else [ReadReply(state.reply_mailbox)]
     ids = state.intended.ids if state.intended is not None else ()
@@ -145,6 +147,13 @@ def released_channels(state: Receiver, look: Look) -> frozenset[Outpoint]:
         return drafted_channels(state)
     dead = frozenset(outpoint for draft in state.drafts if look.dead(draft) for outpoint in draft.channels)
     return dead | frozenset(state.releasing.abandon)
+
+
+def _death_in_view(state: Receiver, look: Look) -> bool:
+    """`dead` was another worker's judgement, perhaps: until this one's own view shows the burial it would abandon nothing (M21)."""
+    if state.releasing is None or state.releasing.next != "dead":
+        return True
+    return look.burial is not None or (state.draft is not None and look.dead(state.draft))
 
 
 def releasing_tick(state: Receiver, now: Instant, look: Look | None, memory: Memory) -> list[ev.Event]:
@@ -177,7 +186,7 @@ def _outputs_listed(state: Receiver, memory: Memory, sight: Sight) -> tuple[Outp
 def channels_cleared(state: Receiver, answer: ChannelsCleared, now: Instant, look: Look | None) -> list[ev.Event]:
     """3.2, steps 4 and 5: what remains with our memo is a proposal that this log does not know, or not done yet."""
     releasing = state.releasing
-    if releasing is None or look is None:
+    if releasing is None or look is None or not _death_in_view(state, look):
         return []
     gone = released_channels(state, look)
     live = [c for c in answer.remaining if c.memo == state.memo and c.state not in ("closed",)]

@@ -40,7 +40,7 @@ PACE = replace(LAB_PACE, watch=0.5, retry=0.05, retry_max=0.2)
 LONG_POLL = 0.15
 """Seconds that an empty mailbox keeps a reader waiting: real time, for the readers of a story are few."""
 EXPIRE_IN = 3_600
-PAST_DEADLINE = EXPIRE_IN + 700.0
+PAST_DEADLINE = EXPIRE_IN + 1_400.0
 AMOUNT = 150_000
 PATIENCE = 60.0
 """Real seconds before a story counts as hanging; none takes more than a few."""

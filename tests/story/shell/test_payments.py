@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from pjv2.errors import NotNow
 from pjv2.wire.uri import parse_uri
 from tests.story.lab.kit import Story, Stranger, stage
 from tests.story.shell.kit import Running, Shell, code
@@ -169,6 +170,25 @@ async def test_a_session_that_another_worker_drives_is_followed_from_the_store()
         worker.interrupt()
         assert await worker.code() == 0
         assert (worker.events[0], worker.events[-1]) == ("Started", "Stopped")
+
+
+async def test_a_store_that_is_away_for_a_moment_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with stage() as s:
+        bob = Shell(await s.bob())
+        receiving = bob.start("receive", "150_000")
+        await receiving.says("waiting for the payer")
+        load = bob.party.store.load
+
+        async def away(session: str) -> None:
+            raise NotNow("the database is locked")
+
+        monkeypatch.setattr(bob.party.store, "load", away)
+        await receiving.says("Trying again: the database is locked")
+        monkeypatch.setattr(bob.party.store, "load", load)
+        (row,) = await bob.party.store.rows()
+        assert code(await bob("cancel", row.session)) == 0
+        assert await receiving.code() == 0
+        assert receiving.stdout.endswith("Cancelled\n")
 
 
 async def test_run_drives_what_was_left_detached() -> None:

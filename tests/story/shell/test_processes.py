@@ -121,3 +121,9 @@ async def test_two_processes_pay_each_other_and_finish_after_an_interruption(tmp
         code, lines, told = await alice.run("send", created["uri"])
         assert code == 2
         assert "was paid before" in told
+        worker = await alice.start("run")
+        assert (await line(worker, "Started"))["open"] == 0
+        worker.send_signal(signal.SIGTERM)
+        assert (await line(worker, "Stopped"))["open"] == 0
+        async with asyncio.timeout(PATIENCE):
+            assert await worker.wait() == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import io
 import itertools
 import json
@@ -294,6 +293,13 @@ def test_flags_are_not_asked_for_again(pjv2: Call, path: Path) -> None:
 
 
 def test_nobody_is_asked_where_nobody_is(pjv2: Call, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(builtins, "input", lambda: pytest.fail("asked"))
+    monkeypatch.setattr(init.Questions, "_line", lambda *_: pytest.fail("asked"))
     assert pjv2("init")[0] == 2
     assert pjv2("--json", "init", "--network", "signet")[0] == 0
+
+
+def test_an_end_of_input_is_no_answer(pjv2: Call, path: Path) -> None:
+    cli, said = asked("signet")
+    assert pjv2("init", cli=cli)[0] == 2
+    assert "nobody to ask any more" in said.getvalue()
+    assert not path.exists()
