@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar, assert_never
 
@@ -258,7 +258,7 @@ class Driver:
                         return run.state
                     if once and not tasks and asked.issuperset(wants.due):
                         return run.state
-                    await self._drop(run, tasks, frozenset(tasks) - frozenset(wants.due))
+                    await self._drop(run, tasks, _needless(tasks, wants))
                     for need in wants.due:
                         if need not in tasks and self._ready_at(run, need, now) <= now:
                             if once and need in asked:
@@ -300,7 +300,11 @@ class Driver:
         return False
 
     async def _reload(self, run: Run) -> None:
-        run.state = await self.load(run.session)
+        records = await self.store.load(run.session)
+        if (
+            len(records) != run.state.seq
+        ):  # the log only grows: of the same length, it is the one that the snapshot was made of
+            run.state = model.replay([(record.seq, record.name, record.data) for record in records])
 
     async def _wait(
         self,
@@ -415,14 +419,17 @@ class Driver:
     @contextlib.asynccontextmanager
     async def _claimed(self, session: SessionId) -> AsyncIterator[None]:
         owner = f"{self.worker}:{self.entropy.token(4).hex()}"
-        if not await self.store.claim(session, owner, self.pace.claim):
-            raise NotNow(f"another worker drives session {session}; it will go on there", after=self.pace.claim / 2)
-        renewal = asyncio.create_task(self._renew(session, owner))
+        renewal: asyncio.Task[None] | None = None
         try:
+            if not await self.store.claim(session, owner, self.pace.claim):
+                raise NotNow(f"another worker drives session {session}; it will go on there", after=self.pace.claim / 2)
+            renewal = asyncio.create_task(self._renew(session, owner))
             yield
         finally:
-            renewal.cancel()
-            await asyncio.gather(renewal, return_exceptions=True)
+            # Also when the claim itself was interrupted: it may have been taken before we heard of it.
+            if renewal is not None:
+                renewal.cancel()
+                await asyncio.gather(renewal, return_exceptions=True)
             with contextlib.suppress(NotNow):
                 await self.store.release(session, owner)
 
@@ -679,6 +686,14 @@ class Driver:
             if channel.state == "pending" and channel.outpoint not in need.drafted
         )
         return ChannelsCleared(remaining, tuple(abandoned), (await self.chain.tip()).height)
+
+
+def _needless(tasks: Iterable[Need], wants: model.Needs) -> frozenset[Need]:
+    """Wants under way that nobody has any more. What is on its way out to others is not called back half-way: its answer is
+    heard, whatever became of the session meanwhile."""
+    return frozenset(
+        need for need in tasks if need not in wants.due and not isinstance(need, Broadcast | PostReply | PostOriginal)
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -417,8 +417,10 @@ class Receiving(Adversary):
         return next((t for t in self.world.chain.buried() if any(i.outpoint == outpoint for i in t.inputs)), None)
 
     def excused(self, session: str) -> bool:
-        """3.3: after a restore and the end of the mailbox nothing is left that could tell of a plain proposal."""
-        return self.restored and self.world.now >= self.receiver(session).mailbox_gone
+        """After a restore: the mailbox that could tell of a plain proposal is gone (3.3), or the Original that the lost part of the
+        log had accepted was refused this time, so that the log commits nothing (no channel is abandoned then)."""
+        state = self.receiver(session)
+        return self.restored and (self.world.now >= state.mailbox_gone or state.refused is not None)
 
     def closing(self, state: model.Receiver, event: ev.Closed) -> None:
         number = self.sessions.index(state.session)
@@ -528,8 +530,8 @@ class Receiving(Adversary):
                 )
             assert session not in self.world.store.now.coins.values(), "L3: a coin is still in use"
             assert session not in self.world.store.now.peers.values(), "L3: a peer is still in use"
-            if self.restored and state.accepted is None:
-                continue  # the log forgot the Original for good: nothing is left that names its inputs
+            if self.restored and (state.accepted is None or state.closed.at + DAY >= state.watch_over):
+                continue  # nothing names the Original's inputs any more, or nobody sweeps that long after the end
             for outpoint, channel in self.world.node.channels.items():
                 assert channel.memo != state.memo or chain.depth(outpoint.txid), f"L3: {outpoint} is pending for ever"
         if not self.restored and not self.world.stale_locks:

@@ -376,9 +376,17 @@ MONEY = (
     _receiver(
         "planned-after-secure",
         "Re-planning ends with the first secure call.",
+        PROPOSE,
+        "    if state.plan is None or state.plain or state.secure_called or ",
+        "    if state.plan is None or ",
+        "money 7",
+    ),
+    _table(
+        "planned-after-secure-in-the-log",
+        "A log in which channels were planned after a secure call is not believed.",
         LIFE,
-        "        secure_called=state.secure_called or with_channels,\n",
-        "        secure_called=False,\n",
+        '    _require(not state.secure_called and not state.plain, "no channel is planned after a secure call")\n',
+        "",
         "money 7",
     ),
     _receiver(

@@ -19,6 +19,7 @@ from tests import docs_generator
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 SPEC_MAP = ROOT / "docs" / "spec-map.md"
+ATTACKS = ROOT / "docs" / "attacks.md"
 DOCUMENTS = [
     README,
     ROOT / "CHANGELOG.md",
@@ -178,9 +179,10 @@ def test_files_of_the_package_that_a_document_names_exist(document: Path) -> Non
         assert (ROOT / match["path"]).is_file(), match["path"]
 
 
-def test_every_test_that_the_spec_map_names_exists() -> None:
-    nodes = list(NODE.finditer(text(SPEC_MAP)))
-    assert len(nodes) > 50
+@pytest.mark.parametrize(("document", "least"), [(SPEC_MAP, 50), (ATTACKS, 50)], ids=["spec-map", "attacks"])
+def test_every_test_that_a_map_names_exists(document: Path, least: int) -> None:
+    nodes = list(NODE.finditer(text(document)))
+    assert len(nodes) > least
     known: dict[str, set[str]] = {}
     for match in nodes:
         path = ROOT / "tests" / match["file"]
@@ -191,6 +193,18 @@ def test_every_test_that_the_spec_map_names_exists() -> None:
                 node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
             }
         assert match["test"] in known[match["file"]], f"{match['file']} has no {match['test']}"
+
+
+def test_every_claim_that_an_attacker_cannot_do_something_names_a_test() -> None:
+    tables = re.findall(
+        r"^\| (\w+) cannot \| because \| shown by \|\n(.+?)(?=\n\n|\Z)", text(ATTACKS), re.MULTILINE | re.DOTALL
+    )
+    assert len(tables) == 7
+    for _, table in tables:
+        rows = table.splitlines()[1:]
+        assert rows
+        for row in rows:
+            assert NODE.search(row.rsplit(" | ", 1)[1]), row
 
 
 @pytest.mark.parametrize("module", ["pjv2/psbt/original.py", "pjv2/psbt/verify.py"])

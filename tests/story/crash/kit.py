@@ -35,14 +35,14 @@ from pjv2.testing.entropy import SeededEntropy
 from pjv2.testing.memory_mailroom import MemoryMailroom
 from pjv2.units import FeeRate, Network, SessionId
 
-PACE = replace(LAB_PACE, watch=0.5, retry=0.05, retry_max=0.2)
+PACE = replace(LAB_PACE, watch=0.5, retry=0.05, retry_max=0.2, node_timer=60.0)
 """Nobody waits half a second: whenever the chain moved, nature moves the clock to the next look at it."""
 LONG_POLL = 0.15
 """Seconds that an empty mailbox keeps a reader waiting: real time, for the readers of a story are few."""
 EXPIRE_IN = 3_600
 PAST_DEADLINE = EXPIRE_IN + 1_400.0
 AMOUNT = 150_000
-PATIENCE = 60.0
+PATIENCE = 240.0
 """Real seconds before a story counts as hanging; none takes more than a few."""
 
 

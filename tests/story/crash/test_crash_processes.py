@@ -17,14 +17,11 @@ KILLED = 137
 
 PLAIN_DEATHS = (
     "after append OriginalReceived",
-    "before append OriginalAccepted",
     "after append CoinsReserved",
     "after append ProposalDrafted",
-    "after append ProposalSigned",
     "after append ProposalPosting",
     "after append ProposalPosted",
     "after append Seen",
-    "after append CoinsReleased",
 )
 CHANNEL_DEATHS = (
     "after reserve (2)",  # the first attempt's reservations: released, and tried again with new ids

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from pjv2.errors import WrongUsage
+from pjv2.errors import CannotRead, WrongUsage
 from pjv2.psbt.original import FeeContribution
 from pjv2.psbt.plan import make_intent, parse_channel_order
-from pjv2.psbt.proposal import draft_proposal
-from pjv2.psbt.tx import ScriptKind, TxOut, dust_limit
+from pjv2.psbt.proposal import draft_proposal, restore_proposal
+from pjv2.psbt.tx import Psbt, ScriptKind, TxOut, dust_limit
 from pjv2.psbt.verify import make_sent_original
 from pjv2.units import FeeRate
 from tests.unit.psbt.payjoin_kit import CHANGE, PAYEE, Dice, purse, received, sent, sign, terms, unsigned
@@ -51,3 +51,34 @@ def test_of_two_outputs_of_the_payer_with_one_script_only_the_named_one_pays() -
     draft = draft_proposal(checked, intent, (), Dice())
     theirs = [txout.value for txout in draft.psbt.tx.outputs if txout.script == CHANGE]
     assert theirs == [400_000 - intent.sender_fee, 599_000]
+
+
+def test_a_stored_proposal_that_lost_an_output_without_value_or_swapped_inputs_cannot_be_read() -> None:
+    carol = purse(ScriptKind.P2WPKH, 500_000, 7)
+    outputs = [TxOut(1_000_000, PAYEE), TxOut(1_490_000, CHANGE), TxOut(0, b"\x6a\x02hi")]
+    sender = make_sent_original(
+        sign(unsigned([ALICE, carol], outputs), [ALICE, carol]), PAYEE, 1_000_000, min_fee_rate=FeeRate(500)
+    )
+    checked = received(sender, [ALICE, carol], terms(amount=1_000_000))
+    intent = make_intent(checked, None, [BOB.coin()], SCRIPTS)
+    draft = draft_proposal(checked, intent, (), Dice())
+    psbt, tx = draft.psbt, draft.psbt.tx
+    assert restore_proposal(checked, intent, psbt.serialize(), ()).txid == draft.txid
+
+    kept = [vout for vout, txout in enumerate(tx.outputs) if txout.value]
+    shorter = Psbt(
+        replace(tx, outputs=tuple(tx.outputs[vout] for vout in kept)),
+        psbt.inputs,
+        tuple(psbt.outputs[vout] for vout in kept),
+    )
+    order = [index for index, txin in enumerate(tx.inputs) if txin.outpoint != BOB.outpoint]
+    swapped = list(range(len(tx.inputs)))
+    swapped[order[0]], swapped[order[1]] = order[1], order[0]
+    other = Psbt(
+        replace(tx, inputs=tuple(tx.inputs[index] for index in swapped)),
+        tuple(psbt.inputs[index] for index in swapped),
+        psbt.outputs,
+    )
+    for damaged in (shorter, other):
+        with pytest.raises(CannotRead, match="does not belong"):
+            restore_proposal(checked, intent, damaged.serialize(), ())

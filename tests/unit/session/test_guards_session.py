@@ -10,7 +10,9 @@ from pjv2 import session as model
 from pjv2.errors import IllegalEvent
 from pjv2.psbt.tx import Psbt
 from pjv2.session import events as ev
-from tests.unit.session.world import PLAN, TWO, Actor, World, kit, want
+from pjv2.session.monitor import STUCK
+from tests.unit.session.scenarios import sending
+from tests.unit.session.world import DAY, PLAN, TWO, Actor, World, kit, want
 
 ELSEWHERE = kit.Outpoint("cd" * 32, 0)
 
@@ -93,3 +95,96 @@ def test_a_log_in_which_two_channels_share_an_id_is_not_believed():
     assert model.evolve(before, intended).stage == "ReservingChannels"
     with pytest.raises(IllegalEvent, match="ids differ"):
         model.evolve(before, replace(intended, ids=(intended.ids[0],) * 2))
+
+
+def test_a_log_in_which_channels_were_planned_after_a_secure_call_is_not_believed():
+    world = World()
+    world.node.fail_secure.add(PLAN.orders[0].peer)
+    actor = world.receiving(PLAN)
+    actor.run("ReleasingChannels")
+    actor.run("CheckedOriginal")
+    again = replace(actor.last(ev.ChannelsIntended), attempt=2)
+    contradicted(actor, again, "after a secure call")
+
+
+def test_the_last_attempt_is_followed_by_a_plain_payjoin_although_a_peer_is_left():
+    world = World()
+    world.node.fail_reserve.add(TWO.orders[0].peer)
+    actor = world.receiving(TWO, ev.Policy(attempts=1))
+    actor.run("Monitor")
+    assert [event.attempt for event in actor.events if isinstance(event, ev.ChannelsIntended)] == [1]
+    assert actor.last(ev.ProposalDrafted).funding == ()
+
+
+def test_a_proposal_that_the_directory_never_took_is_not_posted_after_expiry():
+    world, actor = at("PostingProposal")
+    assert actor.need(want.PostReply) is not None
+    world.now += DAY + 1
+    actor.settle()
+    assert actor.state.stage == "PostingProposal"
+    assert actor.need(want.PostReply) is None
+
+
+@pytest.mark.parametrize("plan", [None, PLAN])
+def test_a_child_pays_no_more_than_our_highest_fee_rate_whatever_the_network_asks(plan):
+    world, actor = at("Monitor", plan)
+    parent = world.chain.put(world.payjoin(actor))
+    actor.look()
+    world.chain.rate = 20 * actor.state.created.policy.max_fee_rate.sat_per_kwu
+    world.now += STUCK
+    actor.look()
+    actor.do(want.Sign)
+    child = actor.last(ev.ChildBroadcasting)
+    weight = parent.weight + kit.Tx.parse(child.raw).weight
+    most = actor.state.created.policy.max_fee_rate.fee(weight)
+    assert most * 9 // 10 < actor.state.draft.fee + child.fee < most * 11 // 10
+
+
+def test_the_thousand_blocks_of_a_way_out_count_from_the_post_however_long_ago_the_original_was_accepted():
+    world, actor = at("PayjoinProposal", None)
+    world.chain.mine(500)
+    actor.run("Monitor")
+    actor.feed(want.Cancel(broadcast=False))
+    world.chain.mine(999)
+    actor.look()
+    assert actor.need(want.Sign) is None
+    world.chain.mine(1)
+    actor.look()
+    assert actor.need(want.Sign).purpose == "way_out"
+
+
+def test_what_a_burial_frees_is_never_the_channel_of_the_buried_proposal():
+    world, actor = at("PayjoinProposal")
+    payjoin, [channel] = world.payjoin(actor), actor.state.draft.channels
+    world.node.pend(ELSEWHERE)  # of a proposal that the log lost
+    actor.run("Monitor")
+    assert actor.has(ev.ProposalFound)
+    world.chain.put(payjoin, depth=6)  # and this one was posted by a part of the log that is lost, too
+    actor.look()
+    actor.do(want.InspectChannels)
+    assert actor.need(want.ReleaseChannels).drafted == {ELSEWHERE}
+    actor.do(want.ReleaseChannels)
+    assert [entry.outpoint for entry in world.node.listed] == [channel]
+
+
+def test_a_coin_is_not_free_while_any_spend_of_it_is_in_a_mempool():
+    world, actor = at("Monitor", None)
+    world.chain.put(world.original, depth=6)  # the proposal is dead
+    world.chain.put(world.spend_of_ours())
+    actor.look()
+    assert actor.need(want.ReleaseCoins) is None
+    world.chain.mine(6)
+    actor.look()
+    assert actor.need(want.ReleaseCoins) is not None
+
+
+def test_once_a_reclaim_is_out_the_original_is_not_broadcast_against_it_even_on_demand():
+    world = World()
+    actor = sending(world, proposal=False)
+    actor.feed(want.Reclaim(kit.CHANGE, kit.FeeRate(2_500)))
+    actor.look()
+    actor.do(want.Sign)
+    actor.feed(want.BroadcastNow())
+    actor.look()
+    assert not actor.has(ev.FallbackBroadcasting)
+    assert {need.purpose for need in actor.due if isinstance(need, want.Broadcast)} == {"reclaim"}
