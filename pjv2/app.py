@@ -26,7 +26,7 @@ from pjv2.ports import Chain, Channels, Clock, Mailroom, Notify, Store, Wallet
 from pjv2.psbt.plan import ChannelOrder, PlanExplanation
 from pjv2.session.events import Closed
 from pjv2.session.needs import Approve, BroadcastNow, Cancel, Command, Decline, Reclaim
-from pjv2.units import FeeRate, Instant, Sats, SessionId
+from pjv2.units import FeeRate, Instant, Network, Sats, SessionId
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +229,7 @@ class Payjoin:
                 clock=clock or SystemClock(),
                 entropy=SystemEntropy(),
                 notify=hub,
-                pace=pace,
+                pace=pace or _pace(told.network),
             )
             yield cls(told, driver, hub)
 
@@ -289,6 +289,11 @@ class Payjoin:
     async def run(self) -> None:
         """Drive every session until cancelled."""
         await self.poller.run()
+
+
+def _pace(network: Network) -> Pace:
+    """Blocks on regtest come when somebody wants them: there is no use in looking twice a minute."""
+    return Pace(watch=1.0, poll_floor=0.5) if network is Network.REGTEST else Pace()
 
 
 def _load(config: Mapping[str, Any] | str | Path | None) -> Config:

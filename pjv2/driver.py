@@ -344,6 +344,9 @@ class Driver:
                 continue
             run.failures.pop(kind, None)
             run.memory = run.memory.learned(need, answer, asked.seq)
+            if isinstance(answer, BroadcastAnswer):
+                for watch in [kind for kind in run.not_before if isinstance(kind, Watch)]:
+                    del run.not_before[watch]  # what we just sent is looked for at once
             if isinstance(need, Watch):
                 await self._reload(run)  # another process may have appended, a command for instance
             try:
@@ -406,13 +409,12 @@ class Driver:
         trouble: BaseException | None = None
         for need in needless:
             task = tasks.pop(need).task
-            finished = task.done()
             task.cancel()
             outcome = (await asyncio.gather(task, return_exceptions=True))[0]
             if isinstance(outcome, BaseException) and not isinstance(outcome, PayjoinError | asyncio.CancelledError):
                 trouble = trouble or outcome
-            elif isinstance(need, ReserveChannels | ReserveCoins) and not finished:
-                await self._undo(run, need)
+            elif isinstance(need, ReserveChannels | ReserveCoins):
+                await self._undo(run, need)  # done or not: nobody will hear the answer
         if trouble is not None:
             raise trouble  # only now: the other tasks must not work on behind the caller's back
 

@@ -1,7 +1,7 @@
-"""Draws the generated parts of `docs/flow.md` from the code: imports, state tables, needs, events, rules.
+"""Draws the generated parts of `docs/flow.md` from the code (imports, state tables, needs, events, rules), and `docs/reference`.
 
-`python -m tests.docs_generator --write` rewrites what stands between the markers, `--check` exits 1 when it is not what the code
-says. Text outside the markers is written by hand and left alone.
+`python -m tests.docs_generator --write` rewrites the reference and what stands between the markers, `--check` exits 1 when they are
+not what the code says. Text outside the markers is written by hand and left alone.
 
 Law: the code is the source. What the code cannot tell (the question behind a state, which event announces an effect) stands in the
 tables below, and a name that is missing there, or stands there in vain, is an error.
@@ -24,6 +24,7 @@ from pjv2.session import events as ev
 from pjv2.session.needs import Need
 from pjv2.session.receive import life as receiver
 from pjv2.session.send import life as sender
+from tests import docs_reference
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOW = ROOT / "docs" / "flow.md"
@@ -360,20 +361,24 @@ def generate(text: str) -> str:
 
 def main(args: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m tests.docs_generator", description="Generated parts of docs/flow.md."
+        prog="python -m tests.docs_generator", description="Generated parts of docs/flow.md, and docs/reference."
     )
     mode = parser.add_mutually_exclusive_group(required=True)
     mode.add_argument("--write", action="store_true", help="rewrite them")
     mode.add_argument("--check", action="store_true", help="exit 1 when they are not what the code says")
     wish = parser.parse_args(args)
-    stands = FLOW.read_text(encoding="utf-8")
-    drawn = generate(stands)
-    if wish.write and drawn != stands:
-        FLOW.write_text(drawn, encoding="utf-8")
-    if wish.check and drawn != stands:
-        print("docs/flow.md is not what the code says: run make docs", file=sys.stderr)
-        return 1
-    return 0
+    code = 0
+    wanted = {FLOW: generate(FLOW.read_text(encoding="utf-8"))} | docs_reference.documents()
+    for path, drawn in wanted.items():
+        if path.exists() and path.read_text(encoding="utf-8") == drawn:
+            continue
+        if wish.write:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(drawn, encoding="utf-8")
+        else:
+            print(f"{path.name} is not what the code says: run make docs", file=sys.stderr)
+            code = 1
+    return code
 
 
 if __name__ == "__main__":

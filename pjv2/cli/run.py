@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 async def run(cli: Cli) -> None:
-    """Drive every open session until stopped; safe beside other commands and other workers."""
+    """Drive every open session until stopped; safe beside other workers on the same store.
+
+    An embedded wallet's file has one owner at a time: beside it, commands that need coins say that it is in use.
+    """
     import asyncio
 
     cli.resume = f"Start it again with: {cli.words('run')}"

@@ -7,16 +7,15 @@ from tests.mutants.model import Mutant
 ORIGINAL = "pjv2/psbt/original.py"
 VERIFY = "pjv2/psbt/verify.py"
 COIN = "pjv2/psbt/coin.py"
-RECEIVER_TESTS = ("tests/unit/psbt/test_original.py", "tests/unit/psbt/test_guards_original.py")
-SENDER_TESTS = ("tests/unit/psbt/test_verify.py", "tests/unit/psbt/test_guards_verify.py")
+TESTS = "tests/unit/psbt/"
 
 
-def _receiver(name: str, rule: str, old: str, new: str, *serves: str) -> Mutant:
-    return Mutant(name, rule, ORIGINAL, old, new, RECEIVER_TESTS, serves)
+def _receiver(name: str, rule: str, old: str, new: str, *serves: str, by: str) -> Mutant:
+    return Mutant(name, rule, ORIGINAL, old, new, (TESTS + by,), serves)
 
 
-def _sender(name: str, rule: str, old: str, new: str, *serves: str) -> Mutant:
-    return Mutant(name, rule, VERIFY, old, new, SENDER_TESTS, serves)
+def _sender(name: str, rule: str, old: str, new: str, *serves: str, by: str) -> Mutant:
+    return Mutant(name, rule, VERIFY, old, new, (TESTS + by,), serves)
 
 
 RECEIVER = (
@@ -25,144 +24,168 @@ RECEIVER = (
         "Message A holds a PSBT, a line break and parameters.",
         "    if not newline:\n",
         "    if False:\n",
+        by="test_guards_original.py::test_a_message_without_a_line_break_is_refused_even_when_it_holds_a_psbt",
     ),
     _receiver(
         "original-is-not-shaped",
         "A PSBT from a stranger is checked for its shape before anything else looks at it.",
         "        check_shape(psbt)\n",
         "",
+        by="test_original.py::test_an_original_without_inputs_or_without_outputs_is_refused",
     ),
     _receiver(
         "original-utxos-not-looked-at",
         "A PSBT from a stranger tells complete and consistent previous outputs.",
         "        check_previous_outputs(psbt)\n",
         "",
+        by="test_original.py::test_fixed_44_sums_beyond_all_bitcoin_are_refused",
     ),
     _receiver(
         "shape-empty",
         "A transaction has inputs and outputs.",
         "if not tx.inputs or not tx.outputs:",
         "if False:",
+        by="test_original.py::test_an_original_without_inputs_or_without_outputs_is_refused",
     ),
     _receiver(
         "shape-twice",
         "A transaction spends nothing twice.",
         "if len({txin.outpoint for txin in tx.inputs}) != len(tx.inputs):",
         "if False:",
+        by="test_original.py::test_fixed_10_duplicate_inputs_are_refused",
     ),
     _receiver(
         "shape-outputs-beyond-money",
         "Outputs are never worth more than all bitcoin.",
         "if sum(txout.value for txout in tx.outputs) > MAX_MONEY:",
         "if False:",
+        by="test_original.py::test_fixed_44_sums_beyond_all_bitcoin_are_refused",
     ),
     _receiver(
         "prevouts-beyond-money",
         "Inputs are never worth more than all bitcoin.",
         "if sum(txout.value for txout in prevouts) > MAX_MONEY:",
         "if False:",
+        by="test_original.py::test_fixed_44_sums_beyond_all_bitcoin_are_refused",
     ),
     _receiver(
         "unsigned-original",
         "Every input of the Original is final, or it could not be broadcast.",
         "        if not psbt_input.is_final:\n",
         "        if False:\n",
+        by="test_original.py::test_an_unsigned_original_is_refused",
     ),
     _receiver(
         "refused-by-the-network",
         "An Original that the network refuses is no payment.",
         '    if verdict == "refused":',
         "    if False:",
+        by="test_original.py::test_an_original_the_network_refuses_is_refused",
     ),
     _receiver(
         "never-tested",
         "An Original that no chain source could test is not answered.",
         '    if verdict == "unverifiable":',
         "    if False:",
+        by="test_original.py::test_an_original_that_cannot_be_tested_is_answered_as_unavailable_with_a_clear_reason",
     ),
     _receiver(
         "unknown-input",
         "Previous outputs come from the chain source.",
         "        if real is None:\n            raise BadOriginal(",
         "        if real is None and False:\n            raise BadOriginal(",
+        by="test_original.py::test_a_previous_output_that_the_chain_does_not_know_is_answered_as_unavailable",
     ),
     _receiver(
         "claimed-output",
         "A claimed previous output that differs from the chain's is refused.",
         "if payload.psbt.prevout(index) not in (None, real.txout):",
         "if False:",
+        by="test_original.py::test_fixed_2_a_lying_witness_utxo_cannot_hide_what_the_chain_holds",
     ),
     _receiver(
         "pays-out-more-than-it-spends",
         "The Original's fee is not negative.",
         "    if fee < 0:\n",
         "    if False:\n",
+        by="test_original.py::test_outputs_worth_more_than_inputs_are_refused",
     ),
     _receiver(
         "fee-rate-too-low",
         "The Original pays at least the minimum fee rate.",
         "    if rate < terms.min_fee_rate:\n",
         "    if False:\n",
+        by="test_original.py::test_a_fee_rate_below_ours_is_refused_and_an_equal_one_is_not",
     ),
     _receiver(
         "own-input-by-outpoint",
         "An Original that spends a coin of ours is refused, by its outpoint.",
         "txin.outpoint in facts.owned or prevout.script == terms.script",
         "prevout.script == terms.script",
+        by="test_original.py::test_inputs_of_ours_are_refused_by_outpoint_with_the_words_that_seen_ones_get",
     ),
     _receiver(
         "own-input-by-script",
         "An Original that spends this session's own payment is refused, whatever the wallet says.",
         "txin.outpoint in facts.owned or prevout.script == terms.script",
         "txin.outpoint in facts.owned",
+        by="test_original.py::test_an_input_that_spends_this_sessions_own_address_is_ours",
     ),
     _receiver(
         "missing-payment",
         "Only an output to this session's script is a payment.",
         "    if not vouts:\n",
         "    if False:\n",
+        by="test_original.py::test_only_this_sessions_script_counts_as_the_payment",
     ),
     _receiver(
         "less-than-asked",
         "Less than asked is no payment.",
         "    if paid < (terms.amount or 1):\n",
         "    if False:\n",
+        by="test_original.py::test_less_than_asked_is_refused_and_more_is_accepted",
     ),
     _receiver(
         "contribution-out-of-range",
         "A fee output that does not exist contributes nothing.",
         " or vout >= len(tx.outputs)",
         "",
+        by="test_original.py::test_fixed_7_8_46_contributions_that_make_no_sense_are_dropped_not_clamped",
     ),
     _receiver(
         "contribution-of-our-own-output",
         "The payer cannot let our own output pay.",
         " or vout in paid_vouts",
         "",
+        by="test_original.py::test_fixed_7_8_46_contributions_that_make_no_sense_are_dropped_not_clamped",
     ),
     _receiver(
         "contribution-beyond-its-output",
         "A contribution larger than its output is dropped.",
         " or most > tx.outputs[vout].value",
         "",
+        by="test_original.py::test_fixed_7_8_46_contributions_that_make_no_sense_are_dropped_not_clamped",
     ),
     _receiver(
         "substitution-disabled",
         "Outputs are substituted only where the payer allows it.",
         "payload.params.output_substitution and ",
         "",
+        by="test_original.py::test_substitution_is_off_for_v1_senders_and_by_parameter",
     ),
     _receiver(
         "substitution-for-version-1",
         "A sender of version 1 never allows substitution.",
         " and payload.params.version != 1",
         "",
+        by="test_original.py::test_substitution_is_off_for_v1_senders_and_by_parameter",
     ),
     _receiver(
         "substitution-in-clear",
         "An Original that came in clear text never allows substitution.",
         " and not payload.v1",
         "",
+        by="test_original.py::test_substitution_is_off_for_v1_senders_and_by_parameter",
     ),
     _receiver(
         "stable-without-native-segwit",
@@ -170,26 +193,36 @@ RECEIVER = (
         "prevout.kind.is_native_segwit and not txin.script_sig",
         "not txin.script_sig",
         "money 2",
+        by="test_guards_original.py::test_an_id_is_stable_only_where_every_previous_output_is_native_segwit_and_no_input_has_a_script_sig",
     ),
     _receiver(
         "stable-with-a-script-sig",
         "A scriptSig belongs to the transaction id, so nobody may have one.",
         "prevout.kind.is_native_segwit and not txin.script_sig",
         "prevout.kind.is_native_segwit",
+        by="test_guards_original.py::test_an_id_is_stable_only_where_every_previous_output_is_native_segwit_and_no_input_has_a_script_sig",
     ),
     _receiver(
         "nested-without-witness",
         "Only a P2SH input that signs in its witness has a scriptSig that is fixed beforehand.",
         "txin.kind is ScriptKind.P2SH and bool(witness)",
         "txin.kind is ScriptKind.P2SH",
+        by="test_guards_original.py::test_only_a_p2sh_input_that_signs_in_its_witness_is_nested",
     ),
     # ---------------------------------------------------------------- the end of the list, as a whole
-    _receiver("list-without-broadcast-test", "The list asks the network.", "    broadcast_suitability(facts)\n", ""),
+    _receiver(
+        "list-without-broadcast-test",
+        "The list asks the network.",
+        "    broadcast_suitability(facts)\n",
+        "",
+        by="test_original.py::test_an_original_the_network_refuses_is_refused",
+    ),
     _receiver(
         "list-without-owned",
         "The list asks whose the inputs are.",
         "    inputs_not_owned(tx, facts, prevouts, terms)\n",
         "",
+        by="test_original.py::test_inputs_of_ours_are_refused_by_outpoint_with_the_words_that_seen_ones_get",
     ),
     # ---------------------------------------------------------------- rule 2 of the channels
     _receiver(
@@ -198,6 +231,7 @@ RECEIVER = (
         "    return (\n        _no_own_input(",
         "    return None and (\n        _no_own_input(",
         "money 2",
+        by="test_original.py::test_rule_2_names_what_stands_in_the_way",
     ),
     _receiver(
         "rule2-own-input",
@@ -205,6 +239,7 @@ RECEIVER = (
         'return "no coin of ours takes part" if required and not coins else None',
         "return None",
         "money 4",
+        by="test_original.py::test_rule_2_names_what_stands_in_the_way",
     ),
     _receiver(
         "rule2-substitution",
@@ -212,6 +247,7 @@ RECEIVER = (
         'return None if checked.substitution else "the payer does not allow output substitution"',
         "return None",
         "money 2",
+        by="test_original.py::test_rule_2_names_what_stands_in_the_way",
     ),
     _receiver(
         "rule2-time-left",
@@ -219,6 +255,7 @@ RECEIVER = (
         "return None if expires - now >= CHANNEL_SECONDS else",
         "return None if True else",
         "money 2",
+        by="test_original.py::test_rule_2_names_what_stands_in_the_way",
     ),
     _receiver(
         "rule2-can-sign",
@@ -226,6 +263,7 @@ RECEIVER = (
         'return None if recheck.can_sign else "the wallet cannot sign now"',
         "return None",
         "money 2",
+        by="test_original.py::test_rule_2_names_what_stands_in_the_way",
     ),
     _receiver(
         "rule2-changed-output",
@@ -233,6 +271,7 @@ RECEIVER = (
         "        if real.txout != expected:\n",
         "        if False:\n",
         "money 2",
+        by="test_original.py::test_rule_2_names_what_stands_in_the_way",
     ),
     _receiver(
         "rule2-payer-native",
@@ -240,6 +279,7 @@ RECEIVER = (
         "    if not checked.txid_is_stable:\n",
         "    if False:\n",
         "money 2",
+        by="test_original.py::test_rule_2_names_what_stands_in_the_way",
     ),
     _receiver(
         "rule2-ours-native",
@@ -247,6 +287,7 @@ RECEIVER = (
         "    if not all(coin.kind.is_native_segwit for coin in coins):\n",
         "    if False:\n",
         "money 2",
+        by="test_original.py::test_rule_2_names_what_stands_in_the_way",
     ),
     _receiver(
         "rule2-confirmed",
@@ -254,6 +295,7 @@ RECEIVER = (
         "        if real.height is None or real.height > recheck.tip:\n",
         "        if False:\n",
         "money 2",
+        by="test_original.py::test_rule_2_names_what_stands_in_the_way",
     ),
     _receiver(
         "rule2-above-the-tip",
@@ -261,6 +303,7 @@ RECEIVER = (
         " or real.height > recheck.tip",
         "",
         "money 2",
+        by="test_original.py::test_rule_2_names_what_stands_in_the_way",
     ),
     _receiver(
         "rule2-coinbase",
@@ -268,6 +311,7 @@ RECEIVER = (
         "if real.coinbase and recheck.tip + 1 - real.height < 100:",
         "if False:",
         "money 2",
+        by="test_original.py::test_rule_2_names_what_stands_in_the_way",
     ),
     _receiver(
         "rule2-spend-seen",
@@ -275,6 +319,7 @@ RECEIVER = (
         "outpoint in recheck.spends_seen or ",
         "",
         "money 2",
+        by="test_original.py::test_rule_2_names_what_stands_in_the_way",
     ),
     _receiver(
         "rule2-spent-by",
@@ -282,6 +327,7 @@ RECEIVER = (
         " or recheck.prevouts[outpoint].spent_by is not None",
         "",
         "money 2",
+        by="test_original.py::test_rule_2_names_what_stands_in_the_way",
     ),
     _receiver(
         "rule2-sighash",
@@ -289,6 +335,7 @@ RECEIVER = (
         "        if not commits_to_all(txin, prevout):\n",
         "        if False:\n",
         "money 2",
+        by="test_original.py::test_upbug_v_the_byte_of_the_actual_signature_counts",
     ),
     _receiver(
         "rule2-lock-of-our-coin",
@@ -296,6 +343,7 @@ RECEIVER = (
         "    sequences += [(coin.outpoint, checked.sequence) for coin in coins]\n",
         "",
         "money 2",
+        by="test_guards_original.py::test_our_young_coin_is_locked_by_the_sequence_that_it_copies_from_an_old_one",
     ),
     _receiver(
         "rule2-lock",
@@ -303,6 +351,7 @@ RECEIVER = (
         "        if not lock_is_satisfied(\n            checked.tx.version, sequence,",
         "        if False and not lock_is_satisfied(\n            checked.tx.version, sequence,",
         "money 2",
+        by="test_original.py::test_rule_2_names_what_stands_in_the_way",
     ),
     _receiver(
         "rule2-rate",
@@ -310,24 +359,28 @@ RECEIVER = (
         "    if checked.rate >= recheck.economy_rate:\n",
         "    if True:\n",
         "money 2",
+        by="test_original.py::test_rule_2_names_what_stands_in_the_way",
     ),
     _receiver(
         "lock-by-height",
         "A relative lock by height counts blocks.",
         "    return height + value <= tip + 1",
         "    return True",
+        by="test_original.py::test_rule_2_names_what_stands_in_the_way",
     ),
     _receiver(
         "lock-by-time",
         "A relative lock by time counts median time, and what is not known is unsatisfied.",
         "        return time is not None and time + value * 512 <= tip_time",
         "        return time is None or time + value * 512 <= tip_time",
+        by="test_original.py::test_rule_2_names_what_stands_in_the_way",
     ),
     _receiver(
         "lock-unconfirmed",
         "A coin without a height satisfies no relative lock.",
         "    if height is None:\n        return False\n",
         "    if height is None:\n        return True\n",
+        by="test_original.py::test_relative_locks_are_judged_as_bip68_says",
     ),
     Mutant(
         "sighash-of-some",
@@ -335,7 +388,9 @@ RECEIVER = (
         COIN,
         "return bool(types) and all(hash_type in allowed for hash_type in types)",
         "return bool(types) and any(hash_type in allowed for hash_type in types)",
-        RECEIVER_TESTS,
+        (
+            "tests/unit/psbt/test_guards_original.py::test_one_signature_that_leaves_freedom_among_others_is_enough_to_leave_it",
+        ),
         ("money 2", "money 4"),
     ),
     Mutant(
@@ -344,7 +399,7 @@ RECEIVER = (
         COIN,
         "return bool(types) and all(hash_type in allowed for hash_type in types)",
         "return all(hash_type in allowed for hash_type in types)",
-        RECEIVER_TESTS,
+        ("tests/unit/psbt/test_original.py::test_signatures_are_recognised_in_every_kind_of_input",),
     ),
     Mutant(
         "declared-sighash",
@@ -352,7 +407,7 @@ RECEIVER = (
         COIN,
         "return sighash_type in (None, SIGHASH_DEFAULT, SIGHASH_ALL)",
         "return True",
-        SENDER_TESTS,
+        ("tests/unit/psbt/test_verify.py::test_fixed_5_declared_sighash_types_other_than_all_or_default_are_refused",),
     ),
 )
 
@@ -363,78 +418,91 @@ SENDER = (
         "What the wallet signed is a possible transaction.",
         "        check_shape(psbt)\n",
         "",
+        by="test_verify.py::test_an_original_that_does_not_pay_as_asked_is_refused",
     ),
     _sender(
         "sent-rate",
         "The advertised minimum fee rate never exceeds the Original's own.",
         "min_fee_rate=min(min_fee_rate, rate, MAX_MIN_FEE_RATE)",
         "min_fee_rate=min(min_fee_rate, MAX_MIN_FEE_RATE)",
+        by="test_verify.py::test_the_advertised_rate_never_exceeds_the_originals_own",
     ),
     _sender(
         "sent-unsigned",
         "Only a signed PSBT is an Original.",
         "        if not psbt_input.is_final:\n            raise WrongUsage",
         "        if False:\n            raise WrongUsage",
+        by="test_verify.py::test_an_original_that_is_not_final_or_too_large_is_refused",
     ),
     _sender(
         "sent-declared-sighash",
         "No other sighash type is declared in an Original.",
         "if not declared_sighash_is_safe(psbt_input.sighash_type) or not commits_to_all(",
         "if not commits_to_all(",
+        by="test_verify.py::test_fixed_5_declared_sighash_types_other_than_all_or_default_are_refused",
     ),
     _sender(
         "sent-actual-sighash",
         "No signature of an Original leaves freedom, whatever is declared.",
         "if not declared_sighash_is_safe(psbt_input.sighash_type) or not commits_to_all(",
         "if not declared_sighash_is_safe(psbt_input.sighash_type) or False and not commits_to_all(",
+        by="test_verify.py::test_upbug_v_actual_signatures_other_than_all_or_default_are_refused",
     ),
     _sender(
         "sent-one-payee",
         "Exactly one output pays the payee.",
         "    if len(values) != 1:\n",
         "    if not values:\n",
+        by="test_verify.py::test_an_original_that_does_not_pay_as_asked_is_refused",
     ),
     _sender(
         "sent-amount",
         "The payee gets what the URI asks.",
         "    if amount is not None and values[0] != amount:\n",
         "    if False:\n",
+        by="test_verify.py::test_an_original_that_does_not_pay_as_asked_is_refused",
     ),
     _sender(
         "recommended-clamped",
         "The recommended contribution is no more than its output holds.",
         "min(min_fee_rate.fee(weight), tx.outputs[vout].value)",
         "min_fee_rate.fee(weight)",
+        by="test_verify.py::test_the_recommended_contribution_is_clamped_to_the_output",
     ),
     _sender(
         "explicit-one-change",
         "An explicit contribution needs exactly one change output.",
         "    if len(others) != 1:\n",
         "    if not others:\n",
+        by="test_guards_verify.py::test_an_explicit_contribution_is_not_taken_from_one_of_two_changes",
     ),
     _sender(
         "explicit-fits",
         "An explicit contribution fits into the change.",
         "    if maximum > tx.outputs[others[0]].value:\n",
         "    if False:\n",
+        by="test_verify.py::test_an_explicit_contribution_must_fit_into_the_change",
     ),
     _sender(
         "no-dust-change",
         "What would leave dust is not offered.",
         "most = min(contribution.max, txout.value - dust_limit(txout.script))",
         "most = contribution.max",
+        by="test_verify.py::test_fixed_50_a_contribution_of_zero_is_not_advertised_and_no_dust_is_offered",
     ),
     _sender(
         "body-size",
         "The Original fits into message A.",
         "    if len(body) > MAX_BODY_BYTES:\n",
         "    if False:\n",
+        by="test_verify.py::test_an_original_that_is_not_final_or_too_large_is_refused",
     ),
     _sender(
         "clean-copy",
         "The copy that leaves holds no wallet data.",
         "    return Psbt(psbt.tx, inputs, outputs)\n",
         "    return psbt\n",
+        by="test_verify.py::test_fixed_38_only_the_outgoing_copy_is_stripped_and_output_maps_come_back_for_identical_outputs",
     ),
     # ---------------------------------------------------------------- the reply
     _sender(
@@ -442,18 +510,21 @@ SENDER = (
         "A refusal is read as one, with its code.",
         "        raise _refusal(message)\n",
         "        pass\n",
+        by="test_verify.py::test_the_references_error_replies_are_understood",
     ),
     _sender(
         "reply-lure",
         "What the receiver wrote is never shown.",
         "sentence = _SENTENCES[known] + ",
         "sentence = debug + ",
+        by="test_verify.py::test_the_references_error_replies_are_understood",
     ),
     _sender(
         "reply-versions",
         "Only small numbers are versions.",
         " if type(number) is int and 0 <= number < 1000",
         "",
+        by="test_verify.py::test_upbug_o_supported_is_read_as_array_and_as_string",
     ),
     # ---------------------------------------------------------------- the proposal
     _sender(
@@ -461,198 +532,231 @@ SENDER = (
         "The proposal is a possible transaction.",
         "        check_shape(proposal)\n",
         "        pass\n",
+        by="test_verify.py::test_each_step_of_the_checklist_refuses",
     ),
     _sender(
         "proposal-version",
         "The version is unchanged.",
         "    if proposal.tx.version != sent.tx.version:\n",
         "    if False:\n",
+        by="test_verify.py::test_each_step_of_the_checklist_refuses",
     ),
     _sender(
         "proposal-locktime",
         "The lock time is unchanged.",
         "    if proposal.tx.locktime != sent.tx.locktime:\n",
         "    if False:\n",
+        by="test_verify.py::test_each_step_of_the_checklist_refuses",
     ),
     _sender(
         "proposal-inputs",
         "Our inputs are all there, in their order.",
         "    if found != [txin.outpoint for txin in sent.tx.inputs]:\n",
         "    if False:\n",
+        by="test_verify.py::test_each_step_of_the_checklist_refuses",
     ),
     _sender(
         "proposal-input-order",
         "Our inputs keep their order.",
         "    if found != [txin.outpoint for txin in sent.tx.inputs]:\n",
         "    if sorted(found) != sorted(txin.outpoint for txin in sent.tx.inputs):\n",
+        by="test_verify.py::test_each_step_of_the_checklist_refuses",
     ),
     _sender(
         "proposal-input-keypaths",
         "No input tells key paths.",
         "        if psbt_input.has_derivation:\n",
         "        if False:\n",
+        by="test_verify.py::test_each_step_of_the_checklist_refuses",
     ),
     _sender(
         "proposal-partial-signatures",
         "No input holds partial signatures.",
         "if psbt_input.partial_sigs or psbt_input.tap_script_sigs or psbt_input.tap_key_sig is not None:",
         "if False:",
+        by="test_verify.py::test_each_step_of_the_checklist_refuses",
     ),
     _sender(
         "proposal-our-sequence",
         "The sequence of our inputs is unchanged.",
         "    if after.sequence != before.sequence:\n",
         "    if False:\n",
+        by="test_verify.py::test_each_step_of_the_checklist_refuses",
     ),
     _sender(
         "proposal-our-final",
         "Our inputs are not finalised.",
         "    if psbt_input.final_script_sig is not None or psbt_input.final_script_witness is not None:\n",
         "    if False:\n",
+        by="test_verify.py::test_each_step_of_the_checklist_refuses",
     ),
     _sender(
         "proposal-our-sighash",
         "Nobody asks us for another sighash type.",
         "    if not declared_sighash_is_safe(psbt_input.sighash_type):\n",
         "    if False:\n",
+        by="test_verify.py::test_each_step_of_the_checklist_refuses",
     ),
     _sender(
         "proposal-their-unsigned",
         "The receiver's inputs are signed.",
         "    if not proposal.inputs[index].is_final:\n",
         "    if False:\n",
+        by="test_verify.py::test_each_step_of_the_checklist_refuses",
     ),
     _sender(
         "proposal-their-sequence",
         "The receiver's inputs have the sequence of ours.",
         "    if txin.sequence != sequence:\n",
         "    if False:\n",
+        by="test_verify.py::test_each_step_of_the_checklist_refuses",
     ),
     _sender(
         "proposal-their-utxo",
         "The receiver tells what his inputs spend.",
         "    if known is None:\n        raise BadProposal",
         "    if False:\n        raise BadProposal",
+        by="test_guards_verify.py::test_the_receivers_input_tells_its_output_before_any_fee_is_counted",
     ),
     _sender(
         "proposal-output-keypaths",
         "No output tells key paths.",
         "        if psbt_output.has_derivation:\n",
         "        if False:\n",
+        by="test_verify.py::test_each_step_of_the_checklist_refuses",
     ),
     _sender(
         "proposal-contribution-cap",
         "Our change gives up no more than was offered.",
         "            if contributed > contribution.max:\n",
         "            if False:\n",
+        by="test_verify.py::test_each_step_of_the_checklist_refuses",
     ),
     _sender(
         "proposal-substitution",
         "Without substitution the payee's output keeps script and value.",
         "if not sent.substitution and (txout.script != expected.script or txout.value < expected.value):",
         "if False:",
+        by="test_verify.py::test_fixed_6_output_substitution_is_what_we_allowed",
     ),
     _sender(
         "proposal-payee-shrinks",
         "Without substitution the payee's output does not shrink.",
         " or txout.value < expected.value):",
         "):",
+        by="test_verify.py::test_fixed_6_output_substitution_is_what_we_allowed",
     ),
     _sender(
         "proposal-own-output-decreased",
         "No other output of ours shrinks.",
         "            if txout.value < expected.value:\n",
         "            if False:\n",
+        by="test_verify.py::test_an_output_of_ours_that_is_not_the_fee_output_may_not_shrink_but_may_grow",
     ),
     _sender(
         "proposal-missing-outputs",
         "All our outputs are there, in their order.",
         "    if waiting:\n        raise BadProposal",
         "    if False:\n        raise BadProposal",
+        by="test_verify.py::test_each_step_of_the_checklist_refuses",
     ),
     _sender(
         "restored-foreign-metadata",
         "Of the receiver's inputs our signer sees the previous output and the final scripts only.",
         "            kept = PsbtInput(\n                witness_utxo=given.witness_utxo,\n",
         "            kept = given if True else PsbtInput(\n                witness_utxo=given.witness_utxo,\n",
+        by="test_guards_verify.py::test_our_signer_sees_nothing_of_the_receiver_but_previous_output_and_final_scripts",
     ),
     _sender(
         "restored-own-metadata",
         "Our signer sees our own maps, not the receiver's version of them.",
         "            kept = replace(\n                mine,\n",
         "            kept = replace(\n                given,\n",
+        by="test_verify.py::test_upbug_p_the_redeem_script_is_restored_for_signers",
     ),
     _sender(
         "restored-output-maps",
         "Output maps are ours, not the receiver's.",
         "        outputs.append(PsbtOutput() if at is None else waiting.pop(at)[1])\n",
         "        outputs.append(PsbtOutput())\n",
+        by="test_verify.py::test_fixed_38_only_the_outgoing_copy_is_stripped_and_output_maps_come_back_for_identical_outputs",
     ),
     _sender(
         "fees-beyond-money",
         "The receiver cannot claim more than all bitcoin.",
         "    if claimed > MAX_MONEY:\n",
         "    if False:\n",
+        by="test_verify.py::test_each_step_of_the_checklist_refuses",
     ),
     _sender(
         "fees-lowered",
         "The fee is not lowered.",
         "    if fee < before:\n",
         "    if False:\n",
+        by="test_verify.py::test_each_step_of_the_checklist_refuses",
     ),
     _sender(
         "fees-kept-by-the-payee",
         "What we contribute is fee.",
         "    if contributed > fee - before:\n",
         "    if False:\n",
+        by="test_verify.py::test_each_step_of_the_checklist_refuses",
     ),
     _sender(
         "fees-for-his-outputs",
         "Our contribution pays for inputs only.",
         "    if contributed > allowed:\n",
         "    if False:\n",
+        by="test_verify.py::test_a_contribution_may_not_pay_for_outputs_of_the_receiver",
     ),
     _sender(
         "fees-minimum-rate",
         "The proposal pays our minimum fee rate.",
         "    if fee * 1000 < sent.params.min_fee_rate.sat_per_kwu * weight:\n",
         "    if False:\n",
+        by="test_verify.py::test_a_fee_rate_below_our_minimum_is_refused_and_at_the_minimum_is_not",
     ),
     _sender(
         "fees-weight-of-our-inputs",
         "Our own inputs are no additional weight.",
         "        if txin.outpoint in ours or prevout is None:\n            continue",
         "        if prevout is None:\n            continue",
+        by="test_verify.py::test_the_bip78_vectors_proposal_is_safe_to_sign",
     ),
     _sender(
         "fees-unpredictable-input",
         "An input whose weight cannot be predicted is refused.",
         "        if predicted is None:\n            raise BadProposal",
         "        if predicted is None and False:\n            raise BadProposal",
+        by="test_verify.py::test_each_step_of_the_checklist_refuses",
     ),
     _sender(
         "fees-unsigned-weight",
         "The fee rate is that of the signed transaction.",
         "inputs=tuple(own.get(txin.outpoint, txin) for txin in restored.extract().inputs)",
         "inputs=tuple(restored.extract().inputs)",
+        by="test_verify.py::test_a_fee_rate_below_our_minimum_is_refused_and_at_the_minimum_is_not",
     ),
     _sender(
         "fees-weigh-nothing",
         "The fee rate is measured by the whole weight.",
         "    return final.weight - empty - count_overhead(",
         "    return 0 * count_overhead(",
+        by="test_verify.py::test_a_fee_rate_below_our_minimum_is_refused_and_at_the_minimum_is_not",
     ),
     _sender(
         "txid-of-nested-inputs",
         "A nested input's scriptSig belongs to the transaction id.",
         'script_sig=nested.get(txin.outpoint, psbt_input.final_script_sig or b"")',
         'script_sig=psbt_input.final_script_sig or b""',
+        by="test_guards_verify.py::test_the_id_of_a_nested_payers_payjoin_is_known_with_his_script_sig",
     ),
     _sender(
         "txid-stable",
         "The transaction id is known beforehand only when every input is native segwit.",
         "    return all(prevout.kind.is_native_segwit for prevout in psbt.prevouts())",
         "    return True",
+        by="test_guards_verify.py::test_the_id_of_a_legacy_payers_payjoin_is_not_known_before_he_signs",
     ),
     # ---------------------------------------------------------------- after signing
     _sender(
@@ -660,53 +764,62 @@ SENDER = (
         "The wallet signed what it was asked to sign.",
         "    if answer.tx.stripped() != safe.psbt.tx:\n",
         "    if False:\n",
+        by="test_verify.py::test_a_wallet_that_changes_or_leaves_something_is_caught",
     ),
     _sender(
         "signed-their-input",
         "The receiver's signatures are those that were checked.",
         "        source = given if ours else asked\n",
         "        source = given\n",
+        by="test_verify.py::test_the_receivers_signatures_are_those_of_the_proposal_whatever_the_wallet_returns",
     ),
     _sender(
         "signed-not",
         "Every input of ours is signed.",
         "        if ours and not given.is_final:\n",
         "        if False:\n",
+        by="test_verify.py::test_a_wallet_that_changes_or_leaves_something_is_caught",
     ),
     _sender(
         "signed-sighash",
         "Our signature commits to the whole transaction.",
         "            if not commits_to_all(final, prevouts[index]):\n",
         "            if False:\n",
+        by="test_verify.py::test_a_wallet_that_changes_or_leaves_something_is_caught",
     ),
     _sender(
         "signed-rate",
         "The real fee rate is checked again after signing.",
         "    if safe.fee * 1000 < sent.params.min_fee_rate.sat_per_kwu * (",
         "    if False and safe.fee * 1000 < sent.params.min_fee_rate.sat_per_kwu * (",
+        by="test_verify.py::test_the_real_fee_rate_is_checked_again_after_signing",
     ),
     _sender(
         "signed-slack",
         "A signature may grow by a few bytes, and no more.",
         "grown += min(max(0, final.weight - before[txin.outpoint].weight), _SIGNATURE_SLACK)",
         "grown += max(0, final.weight - before[txin.outpoint].weight)",
+        by="test_verify.py::test_the_real_fee_rate_is_checked_again_after_signing",
     ),
     _sender(
         "signed-txid",
         "A stable transaction id stays what it was.",
         "    if safe.txid_is_stable and tx.txid != safe.txid:\n",
         "    if False:\n",
+        by="test_verify.py::test_a_wallet_that_changes_or_leaves_something_is_caught",
     ),
     _sender(
         "reclaim-fee",
         "A reclaim pays more than the Original that it replaces.",
         "fee = max(fee_rate.fee(weight), original.fee + _INCREMENTAL_RATE.fee(weight))",
         "fee = fee_rate.fee(weight)",
+        by="test_verify.py::test_a_reclaim_replaces_the_original_and_comes_back_to_us",
     ),
     _sender(
         "reclaim-dust",
         "A reclaim that leaves dust is refused.",
         "    if value < dust_limit(script):\n        raise WrongUsage",
         "    if False:\n        raise WrongUsage",
+        by="test_verify.py::test_a_reclaim_replaces_the_original_and_comes_back_to_us",
     ),
 )

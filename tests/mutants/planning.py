@@ -6,16 +6,15 @@ from tests.mutants.model import Mutant
 
 PLAN = "pjv2/psbt/plan.py"
 PROPOSAL = "pjv2/psbt/proposal.py"
-PLAN_TESTS = ("tests/unit/psbt/test_plan.py", "tests/unit/psbt/test_guards_plan.py")
-PROPOSAL_TESTS = ("tests/unit/psbt/test_proposal.py", "tests/unit/psbt/test_guards_plan.py")
+TESTS = "tests/unit/psbt/"
 
 
-def _plan(name: str, rule: str, old: str, new: str, *serves: str) -> Mutant:
-    return Mutant(name, rule, PLAN, old, new, PLAN_TESTS, serves)
+def _plan(name: str, rule: str, old: str, new: str, *serves: str, by: str) -> Mutant:
+    return Mutant(name, rule, PLAN, old, new, (TESTS + by,), serves)
 
 
-def _proposal(name: str, rule: str, old: str, new: str, *serves: str) -> Mutant:
-    return Mutant(name, rule, PROPOSAL, old, new, PROPOSAL_TESTS, serves)
+def _proposal(name: str, rule: str, old: str, new: str, *serves: str, by: str) -> Mutant:
+    return Mutant(name, rule, PROPOSAL, old, new, (TESTS + by,), serves)
 
 
 PLANNING = (
@@ -25,55 +24,70 @@ PLANNING = (
         "A channel order names a peer and a capacity.",
         "    if not equals or not at:\n",
         "    if False:\n",
+        by="test_guards_plan.py::test_what_is_no_channel_order_at_all_is_told_the_form_of_one",
     ),
     _plan(
         "order-option",
         "An unknown wish is refused, never ignored.",
         '            case _:\n                raise WrongUsage(f"{option!r}',
         '            case _ if False:\n                raise WrongUsage(f"{option!r}',
+        by="test_plan.py::test_malformed_channel_orders_are_refused",
     ),
     _plan(
         "order-amount",
         "An amount is a number of satoshis.",
         '    if not re.fullmatch(r"[0-9]{1,16}", digits):\n',
         "    if False:\n",
+        by="test_plan.py::test_malformed_channel_orders_are_refused",
     ),
-    _plan("order-peer", "A peer is a public key.", "    if not _PEER.match(order.peer):\n", "    if False:\n"),
+    _plan(
+        "order-peer",
+        "A peer is a public key.",
+        "    if not _PEER.match(order.peer):\n",
+        "    if False:\n",
+        by="test_plan.py::test_malformed_channel_orders_are_refused",
+    ),
     _plan(
         "order-least",
         "A channel is at least as large as its minimum.",
         "    if order.capacity is not None and order.capacity < order.min_capacity:\n",
         "    if False:\n",
+        by="test_plan.py::test_malformed_channel_orders_are_refused",
     ),
     _plan(
         "order-dust",
         "No channel is dust.",
         "    if order.min_capacity < dust_limit(FUNDING_PLACEHOLDER):\n",
         "    if False:\n",
+        by="test_plan.py::test_malformed_channel_orders_are_refused",
     ),
     _plan(
         "order-push",
         "A channel pushes no more than it holds.",
         "    if order.push > (order.min_capacity if order.capacity is None else order.capacity):\n",
         "    if False:\n",
+        by="test_plan.py::test_malformed_channel_orders_are_refused",
     ),
     _plan(
         "plan-twice",
         "Each peer is named once.",
         "    if len({order.peer for order in plan.orders}) != len(plan.orders):\n",
         "    if False:\n",
+        by="test_plan.py::test_plans_that_cannot_be_are_refused",
     ),
     _plan(
         "plan-two-rests",
         "One channel takes the rest.",
         "    if sum(order.capacity is None for order in plan.orders) > 1:\n",
         "    if False:\n",
+        by="test_plan.py::test_plans_that_cannot_be_are_refused",
     ),
     _plan(
         "plan-reserve-dust",
         "The reserve is no dust.",
         "    if plan.reserve and plan.reserve < dust_limit(FUNDING_PLACEHOLDER):\n",
         "    if False:\n",
+        by="test_plan.py::test_plans_that_cannot_be_are_refused",
     ),
     _plan(
         "plan-missing-sats",
@@ -81,12 +95,14 @@ PLANNING = (
         "    if amount is not None and not plan.top_up and least + worst_fee > amount:\n",
         "    if amount is not None and not plan.top_up and least > amount:\n",
         "money 2",
+        by="test_plan.py::test_a_plan_that_the_amount_cannot_carry_is_refused_with_the_missing_number",
     ),
     _plan(
         "plan-too-large",
         "The reply of a plan fits into message B.",
         "    if reply > MAX_REPLY_BYTES:\n        raise WrongUsage",
         "    if False:\n        raise WrongUsage",
+        by="test_plan.py::test_plans_that_cannot_be_are_refused",
     ),
     _plan(
         "replan-abort",
@@ -94,6 +110,7 @@ PLANNING = (
         '    if policy == "abort":\n',
         "    if False:\n",
         "money 7",
+        by="test_plan.py::test_a_failed_peer_is_dropped_deposited_or_aborts",
     ),
     _plan(
         "replan-deposit",
@@ -101,6 +118,7 @@ PLANNING = (
         '    if policy == "deposit" or not orders:\n',
         "    if not orders:\n",
         "money 7",
+        by="test_plan.py::test_a_failed_peer_is_dropped_deposited_or_aborts",
     ),
     # ---------------------------------------------------------------- intents
     _plan(
@@ -108,31 +126,42 @@ PLANNING = (
         "An intent's reply fits into message B, before anything is promised.",
         "    if reply > MAX_REPLY_BYTES:\n        raise CannotPropose",
         "    if False:\n        raise CannotPropose",
+        by="test_plan.py::test_a_reply_that_would_not_fit_is_refused_before_anything_is_promised",
     ),
     _plan(
         "intent-size-of-signatures",
         "The size of a reply counts our largest signatures.",
         "coin.final_placeholder() for coin in coins",
         "coin.psbt_input() for coin in coins",
+        by="test_plan.py::test_a_reply_that_would_not_fit_is_refused_before_anything_is_promised",
     ),
-    _plan("intent-dust", "No output of ours is dust.", "    _no_dust(outputs)\n", ""),
+    _plan(
+        "intent-dust",
+        "No output of ours is dust.",
+        "    _no_dust(outputs)\n",
+        "",
+        by="test_plan.py::test_still_in_the_reference_no_output_of_ours_becomes_dust",
+    ),
     _plan(
         "dust-limit",
         "Dust is what the network calls dust.",
         "        if output.value < dust_limit(output.script or FUNDING_PLACEHOLDER):\n",
         "        if output.value < 0:\n",
+        by="test_plan.py::test_still_in_the_reference_no_output_of_ours_becomes_dust",
     ),
     _plan(
         "coins-twice",
         "A coin is spent once.",
         "    if len({coin.outpoint for coin in coins} | checked.outpoints) != len(coins) + len(checked.outpoints):\n",
         "    if False:\n",
+        by="test_plan.py::test_a_coin_cannot_be_spent_twice_nor_taken_from_the_original",
     ),
     _plan(
         "coins-unpredictable",
         "The payer can weigh every coin that we offer.",
         "        if not coin.is_usable:\n",
         "        if False:\n",
+        by="test_plan.py::test_a_coin_that_the_payer_could_not_weigh_is_not_offered",
     ),
     _plan(
         "coins-native",
@@ -140,6 +169,7 @@ PLANNING = (
         "        if channels and not coin.kind.is_native_segwit:\n",
         "        if False:\n",
         "money 2",
+        by="test_plan.py::test_channels_need_substitution_and_native_segwit_on_both_sides",
     ),
     _plan(
         "coins-young",
@@ -147,24 +177,28 @@ PLANNING = (
         "        if not _lock_satisfied(checked, coin):\n",
         "        if False:\n",
         "money 2",
+        by="test_plan.py::test_the_relative_lock_trap_spares_young_coins",
     ),
     _plan(
         "plain-nothing-to-do",
         "A plain payjoin contributes a coin or forwards the payment.",
         "    if not coins and script == checked.terms.script:\n",
         "    if False:\n",
+        by="test_plan.py::test_forwarding_the_payment_without_a_coin_is_legal_and_doing_nothing_is_not",
     ),
     _plan(
         "plain-substitute",
         "The payment's script is replaced only where the payer allows it.",
         "substitute if substitute is not None and checked.substitution else",
         "substitute if substitute is not None else",
+        by="test_plan.py::test_with_substitution_disabled_the_payment_keeps_its_script_and_never_shrinks",
     ),
     _plan(
         "plain-shrinks",
         "The payment does not shrink where the payer forbids it.",
         "    if not checked.substitution and value < original:\n",
         "    if False:\n",
+        by="test_plan.py::test_with_substitution_disabled_the_payment_keeps_its_script_and_never_shrinks",
     ),
     _plan(
         "channels-substitution",
@@ -172,12 +206,14 @@ PLANNING = (
         "    if not checked.substitution or not checked.txid_is_stable:\n",
         "    if False:\n",
         "money 2",
+        by="test_plan.py::test_channels_need_substitution_and_native_segwit_on_both_sides",
     ),
     _plan(
         "channels-shortfall",
         "Our own coin pays for channels only when that was asked for.",
         "        if left < 0 and not plan.top_up:\n",
         "        if False:\n",
+        by="test_plan.py::test_a_shortfall_is_paid_by_our_coin_only_with_top_up",
     ),
     _plan(
         "channels-change-floor",
@@ -185,36 +221,42 @@ PLANNING = (
         "    if with_change and change < (floor := change_floor(scripts.change, checked.terms.max_fee_rate)):\n",
         "    if with_change and change < (floor := dust_limit(scripts.change)):\n",
         "money 9",
+        by="test_plan.py::test_change_keeps_room_for_a_child_that_pays_for_its_parent",
     ),
     _plan(
         "channels-split-payment",
         "Each slot of the payment is filled.",
         "    if len(outputs) < len(checked.paid_vouts):\n",
         "    if False:\n",
+        by="test_plan.py::test_several_payment_outputs_stay_and_the_first_grows",
     ),
     _plan(
         "channels-least-rest",
         "The last channel has at least its minimum.",
         "    if left < least:\n        raise CannotPropose",
         "    if False:\n        raise CannotPropose",
+        by="test_plan.py::test_a_shortfall_is_paid_by_our_coin_only_with_top_up",
     ),
     _plan(
         "channels-top-up",
         "Our change lifts a channel only under top-up.",
         "    if left < least and plan.top_up and with_change:\n",
         "    if left < least and with_change:\n",
+        by="test_plan.py::test_a_shortfall_is_paid_by_our_coin_only_with_top_up",
     ),
     _plan(
         "channels-deposit-dust",
         "A deposit that would be dust is not made.",
         "    return script if left >= dust_limit(script) else None\n",
         "    return script\n",
+        by="test_plan.py::test_more_than_asked_goes_to_the_rest_else_to_the_deposit_else_to_our_change",
     ),
     _plan(
         "channels-script",
         "No output is made without a script.",
         "    if script is None:\n        raise WrongUsage",
         "    if script is None and False:\n        raise WrongUsage",
+        by="test_plan.py::test_a_plan_whose_scripts_were_not_given_is_our_mistake",
     ),
     _plan(
         "change-floor-at-the-cap",
@@ -222,6 +264,7 @@ PLANNING = (
         "    return 2 * dust_limit(script) + max_fee_rate.fee(CHILD_WEIGHT)\n",
         "    return 2 * dust_limit(script)\n",
         "money 9",
+        by="test_plan.py::test_change_keeps_room_for_a_child_that_pays_for_its_parent",
     ),
     # ---------------------------------------------------------------- fee caps
     _plan(
@@ -230,6 +273,7 @@ PLANNING = (
         "    rate = min(max(checked.rate, floor), checked.terms.max_fee_rate)\n",
         "    rate = max(checked.rate, floor)\n",
         "money 2",
+        by="test_plan.py::test_a_fee_rate_demanded_beyond_our_cap_is_refused_and_at_the_cap_is_paid",
     ),
     _plan(
         "fee-cap-share",
@@ -237,6 +281,7 @@ PLANNING = (
         "    cap = min(share, checked.terms.max_fee_rate.fee(in_weight + out_weight))\n",
         "    cap = checked.terms.max_fee_rate.fee(in_weight + out_weight)\n",
         "money 2",
+        by="test_plan.py::test_our_share_of_the_payment_lowers_the_rate_and_finally_refuses",
     ),
     _plan(
         "fee-demanded",
@@ -244,6 +289,7 @@ PLANNING = (
         "    if rate < floor:\n",
         "    if False:\n",
         "money 2",
+        by="test_plan.py::test_a_fee_rate_demanded_beyond_our_cap_is_refused_and_at_the_cap_is_paid",
     ),
     _plan(
         "fee-share-refuses",
@@ -251,42 +297,49 @@ PLANNING = (
         "    if at(low).ours > cap:\n",
         "    if False:\n",
         "money 2",
+        by="test_plan.py::test_our_share_of_the_payment_lowers_the_rate_and_finally_refuses",
     ),
     _plan(
         "fee-of-outputs",
         "Our heavier outputs are paid for by us.",
         "    return max(0, outputs) + overhead\n",
         "    return overhead\n",
+        by="test_plan.py::test_upbug_e_lighter_outputs_count_as_nothing_and_never_below",
     ),
     _plan(
         "sender-pays-his-maximum",
         "The payer pays no more than he offered.",
         "    return min(checked.contribution.max, for_inputs, accepted, spare)\n",
         "    return min(for_inputs, accepted, spare)\n",
+        by="test_plan.py::test_the_senders_part_is_the_smallest_of_his_maximum_our_inputs_fee_and_what_his_check_accepts",
     ),
     _plan(
         "sender-pays-for-inputs",
         "The payer pays for our inputs only.",
         "    return min(checked.contribution.max, for_inputs, accepted, spare)\n",
         "    return min(checked.contribution.max, accepted, spare)\n",
+        by="test_guards_plan.py::test_the_payer_pays_no_more_for_our_inputs_than_they_cost_at_the_rate_we_pay",
     ),
     _plan(
         "sender-pays-what-he-accepts",
         "The payer pays no more than his own check accepts.",
         "    return min(checked.contribution.max, for_inputs, accepted, spare)\n",
         "    return min(checked.contribution.max, for_inputs, spare)\n",
+        by="test_plan.py::test_the_senders_part_is_the_smallest_of_his_maximum_our_inputs_fee_and_what_his_check_accepts",
     ),
     _plan(
         "sender-dust",
         "The payer's output never becomes dust.",
         "    return min(checked.contribution.max, for_inputs, accepted, spare)\n",
         "    return min(checked.contribution.max, for_inputs, accepted)\n",
+        by="test_guards_plan.py::test_the_payers_output_pays_down_to_dust_and_no_further",
     ),
     _plan(
         "coins-min-amount",
         "Below the least amount no coin is offered.",
         "    if checked.paid < checked.terms.min_amount:\n",
         "    if False:\n",
+        by="test_plan.py::test_below_the_least_amount_no_coin_is_offered",
     ),
     _plan(
         "coins-for-channels",
@@ -294,6 +347,7 @@ PLANNING = (
         "plan is None or (coin.height is not None and coin.kind.is_native_segwit)",
         "True",
         "money 2",
+        by="test_plan.py::test_confirmed_coins_and_the_payers_script_kind_come_first",
     ),
     # ---------------------------------------------------------------- drafting
     _proposal(
@@ -301,66 +355,77 @@ PLANNING = (
         "Each channel has its funding script.",
         "    if len(funding_scripts) != len(intent.orders):\n",
         "    if False:\n",
+        by="test_proposal.py::test_a_draft_that_does_not_add_up_is_our_mistake",
     ),
     _proposal(
         "draft-script-size",
         "A funding script has the size that the fee was computed for.",
         "            if kind_of(script) not in (ScriptKind.P2WSH, ScriptKind.P2TR):\n",
         "            if False:\n",
+        by="test_proposal.py::test_a_draft_that_does_not_add_up_is_our_mistake",
     ),
     _proposal(
         "draft-forbidden-outputs",
         "No output is added or moved where the payer forbids it.",
         "    if len(own) < slots or (not checked.substitution and (len(own) != slots or not in_place)):\n",
         "    if False:\n",
+        by="test_proposal.py::test_upbug_f_with_substitution_disabled_no_output_is_added_or_moved",
     ),
     _proposal(
         "draft-coin-twice",
         "No coin is placed twice.",
         "        if coin.outpoint in {txin.outpoint for txin in txins}:\n",
         "        if False:\n",
+        by="test_proposal.py::test_a_draft_that_does_not_add_up_is_our_mistake",
     ),
     _proposal(
         "draft-sequence",
         "Our input copies the sequence of the payer's first.",
         'TxIn(coin.outpoint, b"", checked.sequence)',
         'TxIn(coin.outpoint, b"", 0xFFFFFFFF)',
+        by="test_proposal.py::test_every_proposal_of_ours_passes_the_senders_check_whatever_the_scripts",
     ),
     _proposal(
         "draft-conserved",
         "A draft pays the fee that the intent says, to the satoshi.",
         "    if fee != checked.fee + intent.our_fee + intent.sender_fee:\n",
         "    if False:\n",
+        by="test_proposal.py::test_a_draft_that_does_not_add_up_is_our_mistake",
     ),
     _proposal(
         "draft-fee-output",
         "The payer's contribution is taken from the output he named.",
         "elif checked.contribution is not None and vout == checked.contribution.vout:",
         "elif checked.contribution is not None and txout.script == checked.tx.outputs[checked.contribution.vout].script:",
+        by="test_guards_plan.py::test_of_two_outputs_of_the_payer_with_one_script_only_the_named_one_pays",
     ),
     _proposal(
         "draft-stable",
         "A nested coin of ours makes the transaction id unknown.",
         "checked.txid_is_stable and all(coin.kind.is_native_segwit for coin in intent.coins)",
         "checked.txid_is_stable",
+        by="test_proposal.py::test_every_proposal_of_ours_passes_the_senders_check_whatever_the_scripts",
     ),
     _proposal(
         "restore-funding",
         "A stored proposal has the funding outputs that the log says.",
         "    if proposal.funding != tuple(sorted(funding, key=lambda item: item.channel)):\n",
         "    if False:\n",
+        by="test_proposal.py::test_fixed_15_a_log_whose_parts_do_not_belong_together_cannot_be_read",
     ),
     _proposal(
         "restore-inputs",
         "A stored proposal spends the Original's inputs and our coins.",
         "    if senders != [txin.outpoint for txin in checked.tx.inputs] or len(tx.inputs) != len(senders) + len(coins):\n",
         "    if False:\n",
+        by="test_guards_plan.py::test_a_stored_proposal_that_lost_an_output_without_value_or_swapped_inputs_cannot_be_read",
     ),
     _proposal(
         "restore-outputs",
         "A stored proposal lacks no output.",
         "    if waiting or theirs:\n",
         "    if False:\n",
+        by="test_guards_plan.py::test_a_stored_proposal_that_lost_an_output_without_value_or_swapped_inputs_cannot_be_read",
     ),
     # ---------------------------------------------------------------- signing
     _proposal(
@@ -368,18 +433,21 @@ PLANNING = (
         "The wallet signed the drafted transaction.",
         "    if answer.tx.stripped() != provisional.psbt.tx:\n",
         "    if False:\n",
+        by="test_proposal.py::test_fixed_9_another_transaction_from_the_wallet_is_refused",
     ),
     _proposal(
         "finish-foreign-input-signed",
         "The wallet signs no input of the payer.",
         "        elif given.has_signature:\n",
         "        elif False:\n",
+        by="test_proposal.py::test_fixed_3_any_signature_on_a_payers_input_is_refused",
     ),
     _proposal(
         "finish-size",
         "The signed proposal fits into message B.",
         "    if len(cleaned) > MAX_REPLY_BYTES:\n",
         "    if False:\n",
+        by="test_proposal.py::test_a_reply_that_outgrew_the_plan_is_our_mistake",
     ),
     _proposal(
         "finish-txid",
@@ -387,6 +455,7 @@ PLANNING = (
         "    if provisional.txid_is_stable and tx.txid != provisional.txid:\n",
         "    if False:\n",
         "money 3",
+        by="test_proposal.py::test_a_script_sig_on_a_native_coin_changes_the_id_and_is_our_mistake",
     ),
     _proposal(
         "finish-unsigned",
@@ -394,6 +463,7 @@ PLANNING = (
         "    if not given.is_final:\n",
         "    if False:\n",
         "money 4",
+        by="test_proposal.py::test_an_unsigned_coin_of_ours_is_not_now_and_another_sighash_type_is_our_mistake",
     ),
     _proposal(
         "finish-sighash",
@@ -401,12 +471,14 @@ PLANNING = (
         "    if prevout is None or not commits_to_all(final, prevout):\n",
         "    if False:\n",
         "money 4",
+        by="test_proposal.py::test_an_unsigned_coin_of_ours_is_not_now_and_another_sighash_type_is_our_mistake",
     ),
     _proposal(
         "finish-allow-list",
         "What leaves is copied from an allow-list.",
         "            maps.append(_cleaned(asked))\n",
         "            maps.append(given)\n",
+        by="test_proposal.py::test_fixed_39_what_leaves_is_copied_from_an_allow_list",
     ),
     # ---------------------------------------------------------------- what needs nobody
     _proposal(
@@ -415,24 +487,28 @@ PLANNING = (
         "fee = max(fee_rate.fee(weight), above + INCREMENTAL_RATE.fee(weight) if above else 0)",
         "fee = fee_rate.fee(weight)",
         "money 9",
+        by="test_proposal.py::test_the_way_out_pays_its_rate_and_more_than_what_it_replaces",
     ),
     _proposal(
         "way-out-dust",
         "A way out that leaves dust is refused.",
         "    if value < dust_limit(script):\n",
         "    if False:\n",
+        by="test_proposal.py::test_a_way_out_that_would_leave_dust_or_has_no_coin_is_refused",
     ),
     _proposal(
         "way-out-coins",
         "A way out brings a coin back.",
         "    if not coins:\n        raise WrongUsage",
         "    if False:\n        raise WrongUsage",
+        by="test_proposal.py::test_a_way_out_that_would_leave_dust_or_has_no_coin_is_refused",
     ),
     _proposal(
         "child-of-our-output",
         "A child spends the output that is meant.",
         "    if vout >= len(parent.outputs) or parent.outputs[vout] != prevout:\n",
         "    if vout >= len(parent.outputs):\n",
+        by="test_proposal.py::test_a_child_of_the_wrong_or_a_poor_output_is_refused",
     ),
     _proposal(
         "child-pays",
@@ -440,11 +516,13 @@ PLANNING = (
         "target.fee(whole_vbytes(package_weight) + weight) - package_fee",
         "target.fee(weight)",
         "money 9",
+        by="test_proposal.py::test_a_child_lifts_its_package_to_the_target",
     ),
     _proposal(
         "child-dust",
         "A child that leaves dust is refused.",
         "    if prevout.value - fee < dust_limit(script):\n",
         "    if False:\n",
+        by="test_proposal.py::test_a_child_of_the_wrong_or_a_poor_output_is_refused",
     ),
 )

@@ -15,45 +15,21 @@ SEND, SEND_LIFE = "pjv2/session/send/__init__.py", "pjv2/session/send/life.py"
 DRIVER = "pjv2/driver.py"
 SQL, MEMORY = "pjv2/backends/store/sql.py", "pjv2/testing/memory_store.py"
 
-HERE = "tests/unit/session/"
-RULE_TESTS = f"{HERE}test_money_rules.py"
-GUARD_TESTS = f"{HERE}test_guards_session.py"
-DRIVER_TESTS = (f"{HERE}test_guards_driver.py",)
-RECEIVER_TESTS = (
-    RULE_TESTS,
-    f"{HERE}test_design_rules.py",
-    f"{HERE}test_receiver.py",
-    f"{HERE}test_monitor.py",
-    GUARD_TESTS,
-)
-SENDER_TESTS = (RULE_TESTS, f"{HERE}test_sender.py", f"{HERE}test_monitor.py", GUARD_TESTS)
-TABLE_TESTS = (f"{HERE}test_cells.py", f"{HERE}test_design_rules.py", GUARD_TESTS)
-STORE_TESTS = ("tests/contract/test_stores.py",)
+TESTS = "tests/unit/session/"
+STORE = "tests/contract/test_stores.py::test_a_store_keeps_its_contract"
 
 
-def _receiver(name: str, rule: str, file: str, old: str, new: str, *serves: str) -> Mutant:
-    return Mutant(name, rule, file, old, new, RECEIVER_TESTS, serves)
+def _session(name: str, rule: str, file: str, old: str, new: str, *serves: str, by: str) -> Mutant:
+    return Mutant(name, rule, file, old, new, (TESTS + by,), serves)
 
 
-def _sender(name: str, rule: str, old: str, new: str, *serves: str) -> Mutant:
-    return Mutant(name, rule, SEND, old, new, SENDER_TESTS, serves)
-
-
-def _driver(name: str, rule: str, old: str, new: str, *serves: str) -> Mutant:
-    return Mutant(name, rule, DRIVER, old, new, DRIVER_TESTS, serves)
-
-
-def _table(name: str, rule: str, file: str, old: str, new: str, *serves: str) -> Mutant:
-    return Mutant(name, rule, file, old, new, TABLE_TESTS, serves)
-
-
-def _store(name: str, rule: str, file: str, old: str, new: str, *serves: str) -> Mutant:
-    return Mutant(name, rule, file, old, new, STORE_TESTS, serves)
+def _store(name: str, rule: str, file: str, old: str, new: str, *serves: str, by: str) -> Mutant:
+    return Mutant(name, rule, file, old, new, (STORE + by,), serves)
 
 
 MONEY = (
     # ---------------------------------------------------------------- 1
-    _table(
+    _session(
         "channels-before-an-original",
         "No channel is intended before an Original was accepted.",
         LIFE,
@@ -61,106 +37,119 @@ MONEY = (
         "        (s.INITIALIZED, ev.Closed): (s.CLOSED,),\n"
         "        (s.INITIALIZED, ev.ChannelsIntended): (s.RESERVING_CHANNELS,),\n",
         "money 1",
+        by="test_cells.py::test_the_receivers_table_is_the_law",
     ),
     # ---------------------------------------------------------------- 2
-    _receiver(
+    _session(
         "rule-2-before-reserve",
         "Rule 2 is looked at right before channels are reserved.",
         PROPOSE,
         "    if plan is not None and _obstacle(state, answer.inspection, now) is None:\n",
         "    if plan is not None:\n",
         "money 2",
+        by="test_receiver.py::test_where_rule_2_forbids_channels_the_payjoin_is_plain",
     ),
-    _receiver(
+    _session(
         "rule-2-before-secure",
         "Rule 2 is looked at again right before channels are secured.",
         PROPOSE,
         "    if obstacle is not None:\n        return [ev.ChannelsReleasing",
         "    if False:\n        return [ev.ChannelsReleasing",
         "money 2",
+        by="test_receiver.py::test_rule_2_is_looked_at_again_right_before_secure_and_post",
     ),
-    _receiver(
+    _session(
         "rule-2-before-post",
         "Rule 2 is looked at again right before the post.",
         PROPOSE,
         "    obstacle = _obstacle(state, inspection, now) if channels else None\n",
         "    obstacle = None\n",
         "money 2",
+        by="test_guards_session.py::test_a_wallet_that_cannot_sign_any_more_ends_the_channels_right_before_secure_and_post",
     ),
-    _receiver(
+    _session(
         "time-left-for-channels",
         "A proposal with channels needs 300 seconds, at every step.",
         PROPOSE,
         "    if left < (CHANNEL_SECONDS if with_channels else PLAIN_SECONDS):\n",
         "    if left < PLAIN_SECONDS:\n",
         "money 2",
+        by="test_receiver.py::test_less_than_five_minutes_are_too_late_for_channels",
     ),
-    _receiver(
+    _session(
         "time-left-for-a-plain-proposal",
         "A plain proposal needs 30 seconds.",
         PROPOSE,
         "    if left < (CHANNEL_SECONDS if with_channels else PLAIN_SECONDS):\n",
         "    if with_channels and left < CHANNEL_SECONDS:\n",
         "money 2",
+        by="test_receiver.py::test_approval_waits_no_longer_than_the_request_lives",
     ),
-    _receiver(
+    _session(
         "spend-seen-stops-proposing",
         "A spend of the Original's inputs stops every proposal.",
         PROPOSE,
         '        return "spend_seen", "an input of the Original is spent by a transaction in sight"\n',
         "        pass\n",
         "money 2",
+        by="test_guards_session.py::test_a_look_at_the_chain_is_enough_to_stop_the_proposing",
     ),
-    _receiver(
+    _session(
         "spend-looked-up-stops-proposing",
         "A spend that was looked up for this very step stops the proposal.",
         PROPOSE,
         '            return "spend_seen", f"{outpoint} is spent by a transaction in sight"\n',
         "            pass\n",
         "money 2",
+        by="test_receiver.py::test_a_spend_that_shows_up_while_coins_are_chosen_stops_the_proposal",
     ),
-    _receiver(
+    _session(
         "lost-coin-before-post",
         "Nothing is posted that spends a coin which the wallet no longer holds for us.",
         PROPOSE,
         "    if answer.missing:\n        reason",
         "    if False:\n        reason",
         "money 2",
+        by="test_receiver.py::test_a_plain_proposal_is_not_posted_once_an_input_is_spent_or_the_coin_lost",
     ),
     # ---------------------------------------------------------------- 3
-    _table(
+    _session(
         "secure-before-post",
         "No proposal is posted while a channel of it is not secured.",
         LIFE,
         'not state.channels_pending or state.secured is not None, "a channel of this proposal is not secured"',
         'True, "a channel of this proposal is not secured"',
         "money 3",
+        by="test_design_rules.py::test_rule_3_no_proposal_leaves_while_a_channel_is_not_secured",
     ),
-    _receiver(
+    _session(
         "secure-step-skipped",
         "A draft with channels is secured before it is signed.",
         LIFE,
         "        stage=Stage.SECURING_CHANNELS if with_channels else Stage.PROVISIONAL_PROPOSAL,\n",
         "        stage=Stage.PROVISIONAL_PROPOSAL,\n",
         "money 3",
+        by="test_guards_session.py::test_a_wallet_that_cannot_sign_any_more_ends_the_channels_right_before_secure_and_post",
     ),
-    _receiver(
+    _session(
         "secured-for-another-output",
         "Secured means secured for exactly this transaction and output.",
         PROPOSE,
         "        if id not in secured or secured[id].outpoint != outpoint\n",
         "        if id not in secured\n",
         "money 3",
+        by="test_receiver.py::test_a_channel_secured_for_another_output_is_a_failure",
     ),
-    _table(
+    _session(
         "secured-in-the-log-for-another-output",
         "A log in which a channel was secured for another output is not believed.",
         LIFE,
         "        and tuple(channel.outpoint for channel in event.channels) == draft.channels,\n",
         "        and True,\n",
         "money 3",
+        by="test_guards_session.py::test_a_log_in_which_a_channel_was_secured_for_another_output_is_not_believed",
     ),
-    _receiver(
+    _session(
         "not-every-channel-secured",
         "Every channel is secured, or none.",
         PROPOSE,
@@ -168,42 +157,47 @@ MONEY = (
         "    if any(outpoint in listed for outpoint in draft.channels):\n",
         "money 3",
         "money 6",
+        by="test_receiver.py::test_after_a_restart_a_channel_that_is_not_listed_ends_the_attempt",
     ),
-    _table(
+    _session(
         "reserved-is-not-intended",
         "The reserved channels are the intended ones, to the satoshi.",
         LIFE,
         "        and tuple(channel.capacity for channel in event.channels) == tuple(o.capacity for o in intended.intent.orders),\n",
         "        and True,\n",
         "money 3",
+        by="test_guards_session.py::test_a_log_in_which_other_channels_were_reserved_than_intended_is_not_believed",
     ),
-    _receiver(
+    _session(
         "node-offers-another-output",
         "A node that offers another funding output than asked for is not used.",
         PROPOSE,
         "        elif channel.capacity != order.capacity or len(channel.script) != 34:\n",
         "        elif False:\n",
         "money 3",
+        by="test_receiver.py::test_a_node_that_offers_another_output_than_asked_for_is_not_used",
     ),
-    _table(
+    _session(
         "signed-is-not-drafted",
         "What is signed is what was drafted.",
         LIFE,
         "_require(state.draft is not None and bare == state.draft.bare, ",
         "_require(state.draft is not None, ",
         "money 3",
+        by="test_guards_session.py::test_a_log_in_which_something_else_was_signed_than_drafted_is_not_believed",
     ),
     # ---------------------------------------------------------------- 4
-    _receiver(
+    _session(
         "own-input-not-required",
         "Without a coin of ours there are no channels, unless the policy names the risk.",
         PROPOSE,
         '        own_input_required=state.created.policy.own_input == "require",\n',
         "        own_input_required=False,\n",
         "money 4",
+        by="test_guards_session.py::test_a_log_whose_coins_are_none_opens_no_channels_where_an_input_of_ours_is_required",
     ),
     # ---------------------------------------------------------------- 5
-    _table(
+    _session(
         "post-after-release",
         "Once channels are being released their proposal is never posted.",
         LIFE,
@@ -211,16 +205,18 @@ MONEY = (
         "        (s.RELEASING_CHANNELS, ev.ProposalFound): (s.MONITOR,),\n"
         "        (s.RELEASING_CHANNELS, ev.ProposalPosting): (s.POSTING_PROPOSAL,),\n",
         "money 5",
+        by="test_cells.py::test_the_receivers_table_is_the_law",
     ),
-    _table(
+    _session(
         "release-after-post",
         "After a post channels are released only because the proposal is dead.",
         LIFE,
         '    _require((event.next == "dead") == dead, f"channels are not released with {event.next} in {state.stage}")\n',
         "",
         "money 5",
+        by="test_design_rules.py::test_rule_5_after_the_post_channels_are_released_only_as_dead",
     ),
-    _table(
+    _session(
         "two-refusals",
         "A mailbox has one content: a refusal is announced once.",
         LIFE,
@@ -228,8 +224,9 @@ MONEY = (
         "",
         "money 5",
         "M16",
+        by="test_design_rules.py::test_rule_5_no_second_refusal",
     ),
-    _table(
+    _session(
         "proposal-after-refusal",
         "After a refusal was announced nothing is proposed.",
         LIFE,
@@ -238,8 +235,9 @@ MONEY = (
         "        (s.PENDING_FALLBACK, ev.ProposalPosting): (s.POSTING_PROPOSAL,),\n",
         "money 5",
         "M16",
+        by="test_cells.py::test_the_receivers_table_is_the_law",
     ),
-    _receiver(
+    _session(
         "foreign-bytes-in-the-mailbox",
         "Content in the reply mailbox that this log did not announce is a proposal that left.",
         RELEASE,
@@ -247,8 +245,9 @@ MONEY = (
         "    return True\n",
         "money 5",
         "M7",
+        by="test_guards_session.py::test_bytes_in_the_reply_mailbox_that_this_log_did_not_announce_are_not_ours",
     ),
-    _receiver(
+    _session(
         "release-before-a-burial",
         "After the post a proposal is dead only when an input is buried in another transaction.",
         MONITOR,
@@ -256,14 +255,16 @@ MONEY = (
         "return any(sight.bare != draft.bare for sight in self.spending(draft.inputs))",
         "money 5",
         "M2",
+        by="test_money_rules.py::test_M02_nothing_is_released_or_closed_before_six_deep_whatever_the_confirmations_say",
     ),
-    _table(
+    _session(
         "coins-freed-twice",
         "Coins are given back once.",
         LIFE,
         '            _require(bool(state.own_coins), "no coin is reserved")\n',
         "",
         "money 5",
+        by="test_design_rules.py::test_coins_are_given_back_once",
     ),
     _store(
         "store-without-fence",
@@ -273,6 +274,7 @@ MONEY = (
         "    if count is not None and first:\n",
         "money 5",
         "M21",
+        by="[sqlite-an_append_at_the_wrong_seq_lost_the_race_and_stores_nothing]",
     ),
     _store(
         "memory-store-without-fence",
@@ -281,25 +283,28 @@ MONEY = (
         "    if session in data.rows and (first or data.count(session) != change.seq):\n",
         "    if session in data.rows and first:\n",
         "money 5",
+        by="[memory-an_append_at_the_wrong_seq_lost_the_race_and_stores_nothing]",
     ),
     # ---------------------------------------------------------------- 6
-    _receiver(
+    _session(
         "fallback-before-its-announcement",
         "The Original is broadcast only after that was recorded.",
         RELEASE,
         "    if state.fallback_broadcasting and fallback_wanted(state, now, look) and state.checked is not None:\n",
         "    if state.accepted is not None and fallback_wanted(state, now, look) and state.checked is not None:\n",
         "money 6",
+        by="test_design_rules.py::test_rule_6_what_costs_money_is_wanted_only_after_the_event_that_announces_it",
     ),
-    _receiver(
+    _session(
         "reservations-resumed",
         "Reservations that are not secured are never resumed after a restart.",
         PROPOSE,
         "            if not own:\n                return [ev.ChannelsReleasing",
         "            if False:\n                return [ev.ChannelsReleasing",
         "money 6",
+        by="test_money_rules.py::test_M17_a_worker_that_lost_does_not_go_on_with_its_reservation",
     ),
-    _receiver(
+    _session(
         "own-after-a-restart",
         "A reservation belongs to the worker that announced it.",
         PROPOSE,
@@ -307,22 +312,25 @@ MONEY = (
         "",
         "money 6",
         "M17",
+        by="test_money_rules.py::test_M17_a_worker_that_lost_does_not_go_on_with_its_reservation",
     ),
-    _table(
+    _session(
         "one-id-per-channel",
         "Each channel has an id of its own.",
         LIFE,
         '    _require(len(set(event.ids)) == ids, "the channels\' ids differ")\n',
         "",
         "money 6",
+        by="test_guards_session.py::test_a_log_in_which_two_channels_share_an_id_is_not_believed",
     ),
-    _receiver(
+    _session(
         "seen-inputs-not-written",
         "An Original's inputs are written down as seen, in its own transaction.",
         EFFECTS,
         "            return Effects(see_inputs=inputs)\n",
         "            return Effects()\n",
         "money 6",
+        by="test_receiver.py::test_what_the_store_writes_with_each_event",
     ),
     _store(
         "seen-inputs-not-refused",
@@ -331,6 +339,7 @@ MONEY = (
         "            return InputsSeenBy(str(owner), outpoint)\n",
         "            pass\n",
         "money 6",
+        by="[sqlite-an_input_is_seen_by_one_session_for_ever]",
     ),
     _store(
         "memory-store-forgets-seen-inputs",
@@ -339,6 +348,7 @@ MONEY = (
         "            return InputsSeenBy(data.seen[outpoint], outpoint)\n",
         "            pass\n",
         "money 6",
+        by="[memory-an_input_is_seen_by_one_session_for_ever]",
     ),
     _store(
         "coin-taken-twice",
@@ -347,6 +357,7 @@ MONEY = (
         "            return CoinTakenBy(str(owner), outpoint)\n",
         "            pass\n",
         "money 6",
+        by="[sqlite-a_coin_is_in_use_by_one_session_until_it_frees_it]",
     ),
     _store(
         "peer-taken-twice",
@@ -355,6 +366,7 @@ MONEY = (
         "            return PeerTakenBy(str(owner), peer)\n",
         "            pass\n",
         "money 6",
+        by="[sqlite-a_peer_is_in_use_by_one_session_until_it_frees_it]",
     ),
     _store(
         "receiver-key-paid-twice",
@@ -363,41 +375,46 @@ MONEY = (
         "            raise uri_taken(other)\n",
         "            pass\n",
         "money 6",
+        by="[sqlite-a_receiver_key_is_paid_once]",
     ),
     # ---------------------------------------------------------------- 7
-    _receiver(
+    _session(
         "no-plain-payjoin-instead",
         "Where the channels do not fit the coins, a plain payjoin is made.",
         PROPOSE,
         '    if not chosen and plan is not None and policy.own_input == "require":\n',
         "    if False:\n",
         "money 7",
+        by="test_receiver.py::test_where_rule_2_forbids_channels_the_payjoin_is_plain",
     ),
-    _receiver(
+    _session(
         "planned-after-secure",
         "Re-planning ends with the first secure call.",
         PROPOSE,
         "    if state.plan is None or state.plain or state.secure_called or ",
         "    if state.plan is None or ",
         "money 7",
+        by="test_money_rules.py::test_M09_a_proposal_whose_channels_were_abandoned_is_not_posted",
     ),
-    _table(
+    _session(
         "planned-after-secure-in-the-log",
         "A log in which channels were planned after a secure call is not believed.",
         LIFE,
         '    _require(not state.secure_called and not state.plain, "no channel is planned after a secure call")\n',
         "",
         "money 7",
+        by="test_guards_session.py::test_a_log_in_which_channels_were_planned_after_a_secure_call_is_not_believed",
     ),
-    _receiver(
+    _session(
         "attempts-without-limit",
         "Attempts are limited.",
         PROPOSE,
         " or state.attempts >= state.created.policy.attempts:\n",
         ":\n",
         "money 7",
+        by="test_guards_session.py::test_the_last_attempt_is_followed_by_a_plain_payjoin_although_a_peer_is_left",
     ),
-    _receiver(
+    _session(
         "peers-forgotten",
         "Peers of released secured channels are remembered.",
         RELEASE,
@@ -405,32 +422,37 @@ MONEY = (
         "            if False\n",
         "money 7",
         "M8",
+        by="test_money_rules.py::test_M08_release_cancels_disconnects_and_lists_before_it_judges",
     ),
-    _receiver(
+    _session(
         "peers-blocked-too-briefly",
         "A peer keeps a dead channel for 2,016 blocks.",
         RELEASE,
         "BLOCKED_BLOCKS = 2_016",
         "BLOCKED_BLOCKS = 1",
         "money 7",
+        by="test_money_rules.py::test_M08_release_cancels_disconnects_and_lists_before_it_judges",
     ),
-    _driver(
+    _session(
         "blocked-peers-asked",
         "A blocked peer is not asked, in any session.",
+        DRIVER,
         " or blocked.get(order.peer, 0) > height:\n",
         ":\n",
         "money 7",
+        by="test_guards_driver.py::test_a_peer_that_still_holds_a_dead_channel_is_not_asked_in_any_session",
     ),
     # ---------------------------------------------------------------- 8
-    _receiver(
+    _session(
         "no-poll-after-expiry",
         "An Original that was posted in time is collected after expiry.",
         POLL,
         "    return state.spoiled is None and not state.cancelled and not state.polled_out\n",
         "    return state.spoiled is None and not state.cancelled and not state.expired\n",
         "money 8",
+        by="test_money_rules.py::test_M15_a_directory_that_never_answers_ends_the_session_with_the_watch",
     ),
-    _receiver(
+    _session(
         "proposing-after-expiry",
         "After expiry nothing is proposed.",
         PROPOSE,
@@ -438,8 +460,9 @@ MONEY = (
         "    if left < (CHANNEL_SECONDS if with_channels else PLAIN_SECONDS):\n",
         "    if 0 < left < (CHANNEL_SECONDS if with_channels else PLAIN_SECONDS):\n",
         "money 8",
+        by="test_receiver.py::test_an_original_posted_in_time_is_collected_after_expiry",
     ),
-    _receiver(
+    _session(
         "no-collecting-after-expiry",
         "Expiry never stops the fallback.",
         RELEASE,
@@ -447,49 +470,55 @@ MONEY = (
         "        case Stage.PENDING_FALLBACK:\n            return not state.expired\n",
         "money 8",
         "money 7",
+        by="test_receiver.py::test_an_original_posted_in_time_is_collected_after_expiry",
     ),
-    _receiver(
+    _session(
         "no-watch-after-expiry",
         "Expiry never stops the monitoring.",
         DECIDE,
         "    if state.stage is Stage.CLOSED and now >= state.watch_over:\n",
         "    if now >= state.created.expires:\n",
         "money 8",
+        by="test_money_rules.py::test_M06_a_restored_log_that_sees_its_proposal_on_the_chain_releases_nothing",
     ),
-    _receiver(
+    _session(
         "posting-after-expiry",
         "An expired proposal is not posted.",
         PROPOSE,
         "over = state.cancelled or state.broadcast_now or state.expired or now >= state.created.expires",
         "over = state.cancelled or state.broadcast_now",
         "money 8",
+        by="test_guards_session.py::test_a_proposal_that_the_directory_never_took_is_not_posted_after_expiry",
     ),
     # ---------------------------------------------------------------- 9
-    _receiver(
+    _session(
         "no-fallback-at-the-deadline",
         "A payjoin that is not in sight after the deadline gives way to the Original.",
         RELEASE,
         "            return over or dead or now >= state.deadline\n",
         "            return over or dead\n",
         "money 9",
+        by="test_money_rules.py::test_M14_a_dead_proposal_with_nothing_at_stake_ends_when_the_watch_is_over",
     ),
-    _receiver(
+    _session(
         "fallback-over-a-payjoin",
         "The Original is not broadcast over a spend in sight.",
         RELEASE,
         "    if state.accepted is None or state.no_broadcast or not look.quiet:\n",
         "    if state.accepted is None or state.no_broadcast:\n",
         "money 9",
+        by="test_monitor.py::test_the_original_is_not_broadcast_over_a_spend_in_sight",
     ),
-    _receiver(
+    _session(
         "broadcast-against-the-users-word",
         "No broadcast means no broadcast.",
         RELEASE,
         "    if state.accepted is None or state.no_broadcast or not look.quiet:\n",
         "    if state.accepted is None or not look.quiet:\n",
         "money 9",
+        by="test_money_rules.py::test_M03_after_a_way_out_the_coin_is_free_only_when_its_spend_is_buried",
     ),
-    _receiver(
+    _session(
         "no-way-out",
         "A proposal that does not confirm gives way to our way out.",
         RELEASE,
@@ -497,40 +526,45 @@ MONEY = (
         '    if False:\n        return f"the proposal did not confirm',
         "money 9",
         "M13",
+        by="test_guards_session.py::test_the_thousand_blocks_of_a_way_out_count_from_the_post_however_long_ago_the_original_was_accepted",
     ),
-    _receiver(
+    _session(
         "way-out-of-a-refused-original",
         "A fallback that the network refuses means the way out.",
         RELEASE,
         "    if state.fallback_rejected is not None and look.quiet and now - state.rejected_at >= STUCK:\n",
         "    if False:\n",
         "money 9",
+        by="test_monitor.py::test_a_refused_original_is_tried_for_a_while_before_our_coin_comes_home",
     ),
-    _receiver(
+    _session(
         "way-out-of-a-lost-channel",
         "A channel that the node lost means the way out.",
         RELEASE,
         '        if any(outpoint not in listed for outpoint in state.draft.channels):\n            return "the node',
         '        if False:\n            return "the node',
         "money 9",
+        by="test_monitor.py::test_a_channel_that_the_node_lost_while_the_payjoin_is_unconfirmed_means_the_way_out",
     ),
-    _receiver(
+    _session(
         "way-out-below-the-payjoin",
         "A way out pays more than the payjoin in the mempool.",
         RELEASE,
         "    above = sum(_fee_of(state, sight) for sight in in_pool)\n",
         "    above = 0\n",
         "money 9",
+        by="test_monitor.py::test_the_way_out_pays_more_than_a_payjoin_in_the_mempool",
     ),
-    _receiver(
+    _session(
         "stuck-payjoin-not-pulled",
         "A stuck payjoin is pulled by a child of our change.",
         MONITOR,
         "    if parent.sight.height is not None or now - since < STUCK or FeeRate.of(parent.fee, tx.weight) >= target:\n",
         "    if True:\n",
         "money 9",
+        by="test_monitor.py::test_a_stuck_payjoin_is_pulled_by_a_child_of_our_own_output",
     ),
-    _receiver(
+    _session(
         "child-beyond-our-cap",
         "A child never pays more than `max_fee_rate`.",
         MONITOR,
@@ -538,157 +572,187 @@ MONEY = (
         "    target = look.rate\n",
         "money 9",
         "money 2",
+        by="test_guards_session.py::test_a_child_pays_no_more_than_our_highest_fee_rate_whatever_the_network_asks",
     ),
-    _receiver(
+    _session(
         "request-outlives-its-mailbox",
         "A request never outlives the reply mailbox.",
         CREATE,
         "    if not now < expires <= now + MAX_LIFETIME:\n",
         "    if not now < expires:\n",
         "M5",
+        by="test_receiver.py::test_a_request_outlives_neither_the_mailbox_nor_the_past",
     ),
 )
 
 MODEL = (
     # ---------------------------------------------------------------- M1 to M7
-    _receiver(
+    _session(
         "m1-a-strangers-payment-decides",
         "Only a transaction that spends an input of the Original decides.",
         MONITOR,
         "return tuple(sight for sight in self.sights if sight.spends & self.stakes.inputs)",
         "return self.sights",
         "M1",
+        by="test_money_rules.py::test_M01_a_strangers_payment_to_the_address_decides_nothing_while_a_proposal_is_out",
     ),
-    _receiver("m2-one-confirmation", "Final means six deep.", FACTS, "BURIED = 6\n", "BURIED = 1\n", "M2"),
-    _receiver(
+    _session(
+        "m2-one-confirmation",
+        "Final means six deep.",
+        FACTS,
+        "BURIED = 6\n",
+        "BURIED = 1\n",
+        "M2",
+        by="test_money_rules.py::test_M02_nothing_is_released_or_closed_before_six_deep_whatever_the_confirmations_say",
+    ),
+    _session(
         "m2-five-confirmations",
         "Final means six deep, not five.",
         MONITOR,
         "return self.depth >= BURIED",
         "return self.depth >= BURIED - 1",
         "M2",
+        by="test_money_rules.py::test_M02_nothing_is_released_or_closed_before_six_deep_whatever_the_confirmations_say",
     ),
-    _receiver(
+    _session(
         "m3-coin-free-while-a-way-out-is-alive",
         "A recorded way out may still confirm.",
         MONITOR,
         "    return not way_out or spent == coins\n",
         "    return True\n",
         "M3",
+        by="test_money_rules.py::test_M03_after_a_way_out_the_coin_is_free_only_when_its_spend_is_buried",
     ),
-    _receiver(
+    _session(
         "m3-coin-free-in-a-mempool",
         "A coin with an unburied spend in sight is not free.",
         MONITOR,
         "    if not look.covers or any(not sight.buried for sight in spends):\n",
         "    if not look.covers:\n",
         "M3",
+        by="test_guards_session.py::test_a_coin_is_not_free_while_any_spend_of_it_is_in_a_mempool",
     ),
-    _receiver(
+    _session(
         "m4-nothing-collected-meanwhile",
         "While the mailbox cannot be read the Original is collected.",
         RELEASE,
         '            return over or state.expired or next_ in ("end", "dead")\n',
         "            return False\n",
         "M4",
+        by="test_money_rules.py::test_M04_an_unreadable_mailbox_holds_the_release_but_not_the_collection",
     ),
-    _receiver(
+    _session(
         "m4-a-burial-proves-nothing",
         "A burial that kills the proposal replaces the read.",
         RELEASE,
         "    if look.burial is not None or look.dead(state.draft):\n        return False",
         "    if False:\n        return False",
         "M4",
+        by="test_money_rules.py::test_M04_a_burial_that_kills_the_proposal_replaces_the_read",
     ),
-    _receiver(
+    _session(
         "m4-no-way-out-of-a-release",
         "When nobody moves for a thousand blocks our coin goes home.",
         RELEASE,
         "        if waited and impossible and must_read(state, look, memory):\n",
         "        if False:\n",
         "M4",
+        by="test_money_rules.py::test_M04_after_a_thousand_blocks_the_coin_goes_home",
     ),
-    _receiver(
+    _session(
         "m5-empty-counts-for-ever",
         "An empty mailbox counts only while the directory keeps it.",
         RELEASE,
         "    if memory.reply.body is None and now >= state.mailbox_gone and not even_after_ttl:\n",
         "    if False:\n",
         "M5",
+        by="test_money_rules.py::test_M05_empty_counts_only_while_the_directory_keeps_the_mailbox",
     ),
-    _receiver(
+    _session(
         "m5-posting-into-a-pruned-mailbox",
         "Nothing is posted into a mailbox that may have been pruned.",
         PROPOSE,
         "    if now >= state.mailbox_gone:\n",
         "    if False:\n",
         "M5",
+        by="test_receiver.py::test_nothing_is_posted_once_the_reply_mailbox_may_be_pruned",
     ),
-    _receiver(
+    _session(
         "m6-the-chain-is-not-asked",
         "A proposal in sight stops every release.",
         RELEASE,
         "    sight = foreign_proposal(state, look, memory)\n    burial = look.burial\n",
         "    sight = None\n    burial = look.burial\n",
         "M6",
+        by="test_money_rules.py::test_M06_a_restored_log_that_sees_its_proposal_on_the_chain_releases_nothing",
     ),
-    _receiver(
+    _session(
         "m7-coins-freed-unread",
         "The mailbox is read before coins are released without a burial.",
         RELEASE,
         "    return left is True or (left is None and now >= state.watch_over)\n",
         "    return left is not False\n",
         "M7",
+        by="test_money_rules.py::test_M07_coins_of_a_restored_log_are_not_freed_while_the_payer_holds_a_proposal",
     ),
-    _receiver(
+    _session(
         "m7-closed-unread",
         "The mailbox is read before a close without a burial.",
         RELEASE,
         "    if left is False or (left is None and now < state.watch_over):\n        return []\n",
         "    if left is False:\n        return []\n",
         "M7",
+        by="test_money_rules.py::test_M07_no_close_without_a_burial_before_the_mailbox_was_read",
     ),
-    _receiver(
+    _session(
         "m7-old-evidence",
         "A read from before the state was entered is no evidence.",
         RELEASE,
         " or memory.reply_seq < state.entered",
         "",
         "M7",
+        by="test_money_rules.py::test_M07_a_read_from_before_the_state_was_entered_is_no_evidence",
     ),
     # ---------------------------------------------------------------- M8 to M12
-    _driver(
+    _session(
         "m8-listed-before-cut-off",
         "Peers are cut off before the channels are listed.",
+        DRIVER,
         "        await asyncio.gather(*(node.disconnect(peer) for peer in need.peers))\n"
         "        listed = await node.channels(need.memo)\n",
         "        listed = await node.channels(need.memo)\n"
         "        await asyncio.gather(*(node.disconnect(peer) for peer in need.peers))\n",
         "M8",
+        by="test_guards_driver.py::test_a_release_cancels_cuts_off_and_only_then_lists_what_it_abandons",
     ),
-    _driver(
+    _session(
         "m8-not-cut-off",
         "Peers are cut off.",
+        DRIVER,
         "        await asyncio.gather(*(node.disconnect(peer) for peer in need.peers))\n        listed",
         "        listed",
         "M8",
+        by="test_guards_driver.py::test_a_release_cancels_cuts_off_and_only_then_lists_what_it_abandons",
     ),
-    _driver(
+    _session(
         "m8-not-cancelled",
         "Every reservation is cancelled.",
+        DRIVER,
         "        for id in need.ids:\n            await node.cancel(id)\n",
         "",
         "M8",
+        by="test_guards_driver.py::test_a_release_cancels_cuts_off_and_only_then_lists_what_it_abandons",
     ),
-    _receiver(
+    _session(
         "m8-still-listed",
         "What the node still lists is not released.",
         RELEASE,
         "    if any(channel.outpoint is None or channel.outpoint in gone for channel in live):\n",
         "    if False:\n",
         "M8",
+        by="test_money_rules.py::test_M08_channels_that_are_still_listed_after_the_procedure_are_not_released",
     ),
-    _receiver(
+    _session(
         "m9-not-listed-again",
         "A proposal whose channels are gone is not posted.",
         PROPOSE,
@@ -696,118 +760,137 @@ MODEL = (
         "    if False:\n",
         "M9",
         "money 3",
+        by="test_money_rules.py::test_M09_a_proposal_whose_channels_were_abandoned_is_not_posted",
     ),
-    _receiver(
+    _session(
         "m11-planning-beside-a-stranger",
         "A channel that the log does not know ends the proposing.",
         PROPOSE,
         "    return [_found_at_node(strangers, now)] if strangers else []\n",
         "    return []\n",
         "M11",
+        by="test_money_rules.py::test_M11_a_channel_that_the_log_does_not_know_ends_the_proposing",
     ),
-    _receiver(
+    _session(
         "m11-no-sweep",
         "The sweep covers closed sessions.",
         RELEASE,
         "        return [ReleaseChannels(state.memo, (), (), frozenset(orphans))]\n    return [inspect(state)]\n",
         "        return []\n    return [inspect(state)]\n",
         "M11",
+        by="test_money_rules.py::test_M11_the_sweep_covers_closed_sessions",
     ),
-    _receiver(
+    _session(
         "m11-orphans-for-ever",
         "A burial of the Original's inputs frees what was found.",
         RELEASE,
         "        if orphans or ours or undrafted:\n",
         "        if ours or undrafted:\n",
         "M11",
+        by="test_money_rules.py::test_M11_a_channel_that_the_log_does_not_know_ends_the_proposing",
     ),
-    _receiver(
+    _session(
         "m12-the-paid-channel-abandoned",
         "The channel of the buried transaction is alive.",
         RELEASE,
         "        and channel.outpoint.txid != burial.txid\n",
         "",
         "M12",
+        by="test_money_rules.py::test_M12_the_channel_that_was_just_paid_is_not_abandoned_by_a_log_that_forgot_it",
     ),
-    _receiver(
+    _session(
         "m12-dead-by-association",
         "A drafted channel is dead only when its own proposal is.",
         RELEASE,
         "for draft in state.drafts if look.dead(draft) for outpoint in draft.channels)",
         "for draft in state.drafts for outpoint in draft.channels)",
         "M12",
+        by="test_guards_session.py::test_what_a_burial_frees_is_never_the_channel_of_the_buried_proposal",
     ),
     # ---------------------------------------------------------------- M13 to M16
-    _receiver(
+    _session(
         "m13-counted-from-the-acceptance",
         "The thousand blocks count from the post.",
         RELEASE,
         "    since = state.posting.height if state.posting is not None else state.accepted.height\n",
         "    since = state.accepted.height\n",
         "M13",
+        by="test_guards_session.py::test_the_thousand_blocks_of_a_way_out_count_from_the_post_however_long_ago_the_original_was_accepted",
     ),
-    _receiver(
+    _session(
         "m13-for-channels-only",
         "A plain payjoin has a way out too.",
         RELEASE,
         '    if waited:\n        return f"the proposal did not confirm',
         '    if waited and state.channels_pending:\n        return f"the proposal did not confirm',
         "M13",
+        by="test_guards_session.py::test_the_thousand_blocks_of_a_way_out_count_from_the_post_however_long_ago_the_original_was_accepted",
     ),
-    _receiver(
+    _session(
         "m14-never-expired",
         "A dead proposal with nothing at stake ends when the watch is over.",
         RELEASE,
         "    if state.fallback_rejected is not None and now >= state.watch_over:\n        return [ev.Closed",
         "    if False:\n        return [ev.Closed",
         "M14",
+        by="test_money_rules.py::test_M14_a_dead_proposal_with_nothing_at_stake_ends_when_the_watch_is_over",
     ),
-    _receiver(
+    _session(
         "m15-a-silent-directory",
         "A directory that never answers ends the session with the watch.",
         POLL,
         "    if state.expired and (state.polled_out or now >= state.watch_over):\n",
         "    if state.expired and state.polled_out:\n",
         "M15",
+        by="test_money_rules.py::test_M15_a_directory_that_never_answers_ends_the_session_with_the_watch",
     ),
-    _receiver(
+    _session(
         "m16-our-refusal-taken-for-a-proposal",
         "Our own refusal in the mailbox is no proposal.",
         RELEASE,
         "    announced = [entry.message for entry in (state.posting, state.refusal) if entry is not None]\n",
         "    announced = [entry.message for entry in (state.posting,) if entry is not None]\n",
         "M16",
+        by="test_guards_session.py::test_our_own_refusal_in_the_reply_mailbox_is_no_proposal_and_frees_the_coins",
     ),
     # ---------------------------------------------------------------- M17, M21
-    _driver(
+    _session(
         "m17-reservation-kept",
         "A worker that lost the race gives back what it reserved.",
+        DRIVER,
         "_store_or_reload(run, events):\n                await self._undo(run, need)\n",
         "_store_or_reload(run, events):\n                pass\n",
         "M17",
+        by="test_guards_driver.py::test_a_worker_whose_answer_came_too_late_gives_its_reservation_back",
     ),
-    _driver(
+    _session(
         "m17-reservation-half-way",
         "A worker that is stopped half-way gives back what it reserved.",
-        " and not finished:\n",
-        " and False:\n",
+        DRIVER,
+        "            elif isinstance(need, ReserveChannels | ReserveCoins):\n",
+        "            elif False:\n",
         "M17",
+        by="test_guards_driver.py::test_a_reservation_that_is_broken_off_half_way_is_given_back",
     ),
-    _driver(
+    _session(
         "m17-coins-kept",
         "A worker that lost the race unlocks the coins that are not the session's.",
+        DRIVER,
         "            if stray:\n",
         "            if False:\n",
         "M17",
+        by="test_guards_driver.py::test_a_coin_that_was_locked_for_a_session_which_does_not_want_it_any_more_is_unlocked",
     ),
-    _driver(
+    _session(
         "m21-everything-abandoned",
         "A worker abandons what its own snapshot of the log drafted.",
+        DRIVER,
         '            if channel.state == "pending" and channel.outpoint is not None and channel.outpoint in need.drafted:\n',
         '            if channel.state == "pending" and channel.outpoint is not None:\n',
         "M21",
+        by="test_guards_driver.py::test_a_worker_abandons_only_what_its_own_snapshot_drafted",
     ),
-    _receiver(
+    _session(
         "m21-a-stranger-at-release",
         "What remains and this log did not draft is a proposal found.",
         RELEASE,
@@ -815,124 +898,151 @@ MODEL = (
         "    if False:\n",
         "M21",
         "M11",
+        by="test_money_rules.py::test_M21_a_worker_judges_by_its_own_snapshot",
     ),
-    _driver(
+    _session(
         "m21-without-a-claim",
         "One worker drives a session.",
+        DRIVER,
         "        if not await self.store.claim(session, owner, self.pace.claim):\n",
         "        if not await self.store.claim(session, owner, self.pace.claim) and False:\n",
         "M21",
+        by="test_guards_driver.py::test_one_worker_drives_a_session",
     ),
-    _driver(
+    _session(
         "another-chain",
         "A session is driven on its own chain only.",
+        DRIVER,
         "        if genesis != created.genesis:\n",
         "        if False:\n",
+        by="test_guards_driver.py::test_a_session_is_driven_on_its_own_chain_and_with_its_own_wallet_only",
     ),
-    _driver(
+    _session(
         "another-wallet",
         "A session is driven with its own wallet only.",
+        DRIVER,
         "        if wallet != created.wallet:\n",
         "        if False:\n",
+        by="test_guards_driver.py::test_a_session_is_driven_on_its_own_chain_and_with_its_own_wallet_only",
     ),
     # ---------------------------------------------------------------- M18, M19: the sender
-    _sender(
+    _session(
         "m18-refused-payjoin-tried-for-ever",
         "A refused payjoin means the Original at once.",
+        SEND,
         "        return [ev.FallbackBroadcasting(now, state.created.txid)]\n    if answer.purpose",
         "        return []\n    if answer.purpose",
         "M18",
+        by="test_money_rules.py::test_M18_a_payjoin_that_cannot_confirm_gives_way_to_the_original",
     ),
-    _sender(
+    _session(
         "m18-foreign-coin-spent",
         "A payjoin whose foreign coin is spent means the Original at once.",
+        SEND,
         "    return any(sight.bare != payjoin.bare for sight in seen.spending(payjoin.inputs - payjoin.ours))\n",
         "    return False\n",
         "M18",
+        by="test_money_rules.py::test_M18_a_payjoin_that_cannot_confirm_gives_way_to_the_original",
     ),
-    _sender(
+    _session(
         "m18-no-deadline",
         "A payjoin that is not in sight at the deadline gives way to the Original.",
+        SEND,
         "state.fallback_broadcasting or state.cancelled or now >= state.deadline or _foreign_spent(state, seen)",
         "state.fallback_broadcasting or state.cancelled or _foreign_spent(state, seen)",
         "M18",
+        by="test_money_rules.py::test_M18_a_payjoin_that_cannot_confirm_gives_way_to_the_original",
     ),
-    _sender(
+    _session(
         "m18-signed-after-the-deadline",
         "Nothing new is signed after the deadline.",
+        SEND,
         "    return state.cancelled or state.broadcast_now or now >= state.deadline\n",
         "    return state.cancelled or state.broadcast_now\n",
         "M18",
+        by="test_sender.py::test_a_directory_that_never_answers_ends_the_waiting_at_the_deadline",
     ),
-    _sender(
+    _session(
         "m19-reclaim-beside-the-original",
         "A reclaim stops every other broadcast of ours.",
+        SEND,
         "    if state.no_broadcast or not seen.quiet or state.reclaims:\n",
         "    if state.no_broadcast or not seen.quiet:\n",
         "M19",
+        by="test_guards_session.py::test_once_a_reclaim_is_out_the_original_is_not_broadcast_against_it_even_on_demand",
     ),
-    _sender(
+    _session(
         "m19-coins-free-before-a-burial",
         "The coins stay leased until one is spent and buried.",
+        SEND,
         "        and seen.burial is not None\n",
         "",
         "M19",
+        by="test_sender.py::test_from_posting_on_no_cancel_gives_the_coins_back",
     ),
-    _sender(
+    _session(
         "m19-coins-free-once-cancelled",
         "From the first attempt to post on, no cancel gives the coins back.",
+        SEND,
         "early = state.stage is Stage.CREATED and (state.cancelled or state.expired)",
         "early = state.cancelled or state.expired",
         "M19",
         "money 6",
+        by="test_sender.py::test_from_posting_on_no_cancel_gives_the_coins_back",
     ),
-    _table(
+    _session(
         "m19-closed-while-leased",
         "No payment is closed while its coins are leased.",
         SEND_LIFE,
         '            _require(state.coins_released, "the coins are still leased")\n',
         "",
         "M19",
+        by="test_design_rules.py::test_coins_are_given_back_once",
     ),
-    _table(
+    _session(
         "m19-reclaim-of-other-coins",
         "A reclaim spends the Original's coins and no other.",
         SEND_LIFE,
         "spends <= set(state.created.inputs) and bool(spends), ",
         "bool(spends), ",
         "M19",
+        by="test_design_rules.py::test_a_senders_events_must_belong_to_his_payment",
     ),
-    _table(
+    _session(
         "sender-checks-again",
         "A proposal in the log is checked again before it is signed.",
         SEND_LIFE,
         '            _require(safe.txid == event.txid, "the accepted proposal is another transaction")\n',
         "",
         "money 6",
+        by="test_design_rules.py::test_a_senders_events_must_belong_to_his_payment",
     ),
     # ---------------------------------------------------------------- M20
-    _receiver(
+    _session(
         "m20-the-way-out-is-dropped",
         "A recorded way out is broadcast until its coin is spent.",
         RELEASE,
         "    if way_out is not None:\n        due.append(way_out)\n",
         "",
         "M20",
+        by="test_money_rules.py::test_M03_after_a_way_out_the_coin_is_free_only_when_its_spend_is_buried",
     ),
-    _receiver(
+    _session(
         "m20-in-the-monitor-only",
         "A recorded way out is carried on in every state.",
         RELEASE,
         "    if way_out is not None:\n        due.append(way_out)\n",
         "    if way_out is not None and state.stage is Stage.MONITOR:\n        due.append(way_out)\n",
         "M20",
+        by="test_money_rules.py::test_M04_after_a_thousand_blocks_the_coin_goes_home",
     ),
-    _table(
+    _session(
         "m20-a-way-out-of-other-coins",
         "A way out spends exactly this session's coins.",
         LIFE,
         '            _require(spent == set(state.own_coins), "the way out does not spend exactly this session\'s coins")\n',
         "",
         "M20",
+        by="test_design_rules.py::test_rule_9_a_way_out_spends_exactly_our_own_coins",
     ),
 )

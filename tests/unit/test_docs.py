@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import ast
+import asyncio
+import io
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from pjv2.cli.app import COMMANDS
-from tests import docs_generator
+from pjv2.cli.app import COMMANDS, run
+from pjv2.cli.command import Cli
+from tests import docs_generator, docs_reference
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
@@ -74,6 +79,7 @@ def test_a_changed_table_is_noticed_and_the_hand_written_frame_is_kept(
     copy = tmp_path / "flow.md"
     copy.write_text(stands.replace("| `Initialized` | `OriginalReceived`", "| `Initialized` | `Nonsense`"))
     monkeypatch.setattr(docs_generator, "FLOW", copy)
+    monkeypatch.setattr(docs_reference, "documents", dict)
     assert docs_generator.main(["--check"]) == 1
     assert docs_generator.main(["--write"]) == 0
     assert copy.read_text(encoding="utf-8") == stands
@@ -90,6 +96,44 @@ def test_a_name_that_the_code_does_not_have_is_refused(table: str, monkeypatch: 
 def test_every_event_of_an_effect_is_announced_or_reported_once() -> None:
     named = [event for before, after in docs_generator.EFFECTS.values() for event in (*before, *after)]
     assert len(named) == len(set(named))
+
+
+@pytest.mark.parametrize("path", docs_reference.documents(), ids=name)
+def test_the_reference_is_what_the_code_says(path: Path) -> None:
+    assert text(path) == docs_reference.documents()[path], "run make docs"
+
+
+def test_a_reference_that_is_missing_or_changed_is_written_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(docs_reference, "FOLDER", tmp_path / "reference")
+    monkeypatch.setattr(docs_generator, "generate", lambda stands: stands)
+    assert docs_generator.main(["--check"]) == 1
+    assert docs_generator.main(["--write"]) == 0
+    assert docs_generator.main(["--check"]) == 0
+    (tmp_path / "reference" / "config.md").write_text("nonsense", encoding="utf-8")
+    assert docs_generator.main(["--check"]) == 1
+
+
+def test_the_reference_is_the_same_on_every_machine(tmp_path: Path) -> None:
+    code = "from tests.docs_reference import documents; print(*documents().values(), sep='', end='')"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=tmp_path,
+        env=at_home(tmp_path) | {"COLUMNS": "20", "NO_COLOR": "1", "PYTHONHASHSEED": "7", "PYTHONUTF8": "1"},
+        check=False,
+    )
+    assert done.stdout == "".join(docs_reference.documents().values()), done.stderr
+
+
+@pytest.mark.parametrize("known", ["KEYS", "FIELDS"])
+def test_a_key_or_field_that_the_code_does_not_have_is_refused(known: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(docs_reference, known, {**getattr(docs_reference, known), "nonsense": ("", "")})
+    with pytest.raises(docs_reference.StaleTables, match="in vain"):
+        docs_reference.documents()
 
 
 # ---------------------------------------------------------------- what is executed
@@ -127,6 +171,130 @@ def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
             check=False,
         )
         assert done.returncode == 0, f"{line}: {done.stderr}"
+
+
+GUIDES = [ROOT / "docs" / "tutorial.md", *sorted((ROOT / "docs" / "howto").glob("*.md"))]
+HARMLESS = {"history", "export", "plan list", "completion"}
+"""Commands that only look, and need neither configuration nor network."""
+
+
+def commands_in(path: Path) -> list[list[str]]:
+    """The words of every `$ pjv2` line of a document's consoles."""
+    lines = [line for block in blocks(path, "console") for line in block.splitlines() if line.startswith("$ pjv2 ")]
+    return [shlex.split(line.removeprefix("$ ").partition(" > ")[0])[1:] for line in lines]
+
+
+def command_of(words: list[str]) -> tuple[str, list[str]]:
+    """A command's name and what follows it, without global options before it."""
+    while words and words[0].startswith("-"):
+        words = words[2:] if words[0] == "--config" else words[1:]
+    found = " ".join(words[:2])
+    return (found, words[2:]) if found in COMMANDS else (words[0], words[1:])
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=name)
+def test_the_commands_and_options_of_a_guide_exist(guide: Path) -> None:
+    named = [command_of(words) for words in commands_in(guide)]
+    assert named
+    for command, rest in named:
+        assert command in COMMANDS
+        assert {word.partition("=")[0] for word in rest if word.startswith("-")} <= docs_reference.options(command)
+
+
+@pytest.mark.parametrize("guide", GUIDES[1:], ids=name)
+def test_the_code_of_a_guide_names_what_exists(guide: Path) -> None:
+    for block in blocks(guide, "python"):
+        found: dict[str, object] = {}
+        # Our own document: it defines functions, and calls none.
+        exec(compile(block, name(guide), "exec"), found)
+        assert all(
+            isinstance(node, ast.Import | ast.ImportFrom | ast.AsyncFunctionDef) for node in ast.parse(block).body
+        )
+        for called in ast.walk(ast.parse(block)):
+            if isinstance(called, ast.Attribute) and isinstance(called.value, ast.Name) and called.value.id == "desk":
+                assert hasattr(found["Payjoin"], called.attr)
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=name)
+def test_the_harmless_commands_of_a_guide_run_where_nothing_is(
+    guide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in [key for key in os.environ if key.startswith("PJV2_")]:
+        monkeypatch.delenv(variable)
+    monkeypatch.setattr("pjv2.config.default_path", lambda: tmp_path / "config.toml")
+    monkeypatch.setattr("pjv2.config.data_directory", lambda: tmp_path / "data")
+    for words in commands_in(guide):
+        if command_of(words)[0] in HARMLESS and "--config" not in words:
+            assert run(words, cli=Cli(stdout=io.StringIO(), stderr=io.StringIO())) == 0, words
+
+
+QUICK = """\
+import functools, sys
+from pjv2.app import Payjoin
+from pjv2.cli.app import run
+from pjv2.cli.command import Cli
+from pjv2.driver import Pace
+sys.exit(run(cli=Cli(opened=functools.partial(Payjoin.open, pace=Pace(watch=0.3)))))
+"""
+"""The shell, looking at the chain more often than every half minute."""
+
+
+@pytest.mark.skipif(find_spec("bdkpython") is None, reason="the tutorial's wallets are embedded ones")
+async def test_the_tutorial_pays(tmp_path: Path) -> None:
+    tutorial = ROOT / "docs" / "tutorial.md"
+    (script,) = blocks(tutorial, "python")
+    (tmp_path / "lab.py").write_text(script, encoding="utf-8")
+    home = at_home(tmp_path) | {"XDG_DATA_HOME": str(tmp_path / "data"), "COLUMNS": "400"}
+
+    async def start(*words: str) -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(
+            sys.executable, *words, stdout=-1, stderr=-1, cwd=tmp_path, env=home, limit=1 << 20
+        )
+
+    async def line(process: asyncio.subprocess.Process) -> str:
+        assert process.stdout is not None
+        async with asyncio.timeout(60):
+            return (await process.stdout.readline()).decode().strip()
+
+    async def ended(process: asyncio.subprocess.Process) -> str:
+        async with asyncio.timeout(90):
+            out, err = await process.communicate()
+        assert process.returncode == 0, err.decode()
+        return out.decode()
+
+    doctor, receive, send, *looks = commands_in(tutorial)
+    lab = await start("lab.py")
+    try:
+        peer = (await line(lab)).removeprefix("The lab is up. A Lightning peer: ")
+        told = await ended(await start("-c", QUICK, *doctor))
+        assert "failed." in told
+        receiving = await start("-c", QUICK, *(word.replace("PEER", peer) for word in receive))
+        uri = await line(receiving)
+        assert uri.startswith("bitcoin:")
+        await ended(await start("-c", QUICK, *(word.replace("URI", uri) for word in send)))
+        assert "payjoin" in await ended(receiving)
+
+        async def look(person: str) -> str:
+            """Everything that the page lets this person look at, in its order; answers the last output."""
+            told = ""
+            for shown in [words for words in looks if person in words]:
+                words = shown
+                if "ID" in shown:
+                    rows = await ended(await start("-c", QUICK, "--config", person, "--json", "history"))
+                    words = [json.loads(rows)["session"][:8] if word == "ID" else word for word in shown]
+                told = await ended(await start("-c", QUICK, *words))
+            return told
+
+        told, _ = await asyncio.gather(look("bob.toml"), look("alice.toml"))
+        assert told.startswith("session,role")
+        async with asyncio.timeout(60):
+            while ",Paid," not in told:
+                await ended(await start("-c", QUICK, "--config", "bob.toml", "resume"))
+                told = await ended(await start("-c", QUICK, "--config", "bob.toml", "export"))
+        assert "=100000" in told
+    finally:
+        lab.terminate()
+        await lab.communicate()
 
 
 def test_the_readme_tells_every_command_there_is_and_no_other_as_working() -> None:
@@ -221,7 +389,7 @@ def test_the_checklists_of_the_spec_map_name_functions_that_exist(module: str) -
 
 def test_the_index_of_the_documents_names_them_all() -> None:
     index = {match["target"] for match in LINK.finditer(text(ROOT / "docs" / "README.md"))}
-    there = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    there = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")} - {"README.md"}
     assert there <= index
 
 

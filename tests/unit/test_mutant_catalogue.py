@@ -84,7 +84,11 @@ def test_the_sample_is_of_the_catalogue_and_aims_at_single_tests() -> None:
 
 @pytest.mark.parametrize(
     ("old", "new", "why"),
-    [("no such line", "x", "0 times"), ("MAX_MONEY", "x", "times"), ("def check_shape(", "def check_shape(", "changes nothing")],
+    [
+        ("no such line", "x", "0 times"),
+        ("MAX_MONEY", "x", "times"),
+        ("def check_shape(", "def check_shape(", "changes nothing"),
+    ],
 )
 def test_a_patch_that_does_not_fit_is_refused(old: str, new: str, why: str) -> None:
     mutant = Mutant("x", "A rule.", "pjv2/psbt/original.py", old, new, ("tests",))

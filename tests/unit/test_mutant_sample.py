@@ -17,13 +17,16 @@ def test_without_a_money_critical_guard_the_suite_goes_red() -> None:
     assert {verdict.mutant.name: verdict.result for verdict in verdicts} == dict.fromkeys(SAMPLE, "killed")
 
 
-def test_a_mutant_that_no_test_notices_survives_and_one_without_tests_is_broken() -> None:
+def test_a_mutant_that_no_test_notices_survives_and_one_that_proves_nothing_is_broken() -> None:
     [mutant] = [mutant for mutant in CATALOGUE if mutant.name == "fee-cap-share"]
-    blind = ("tests/unit/psbt/test_scripts.py",)
-    unnoticed = replace(mutant, name="unnoticed", tests=blind)
-    missing = replace(mutant, name="does not apply", old="no such guard", tests=blind)
-    verdicts = run([unnoticed, missing], processes=1)
-    assert [verdict.result for verdict in verdicts] == ["survived", "broken"]
+    importing = "from pjv2.psbt.coin import count_overhead\n"
+    wrong = {
+        "unnoticed": replace(mutant, tests=("tests/unit/psbt/test_scripts.py",)),
+        "does not apply": replace(mutant, old="no such guard"),
+        "cannot be collected": replace(mutant, old=importing, new="from pjv2.nowhere import count_overhead\n"),
+    }
+    verdicts = run([replace(mutant, name=name) for name, mutant in wrong.items()], processes=1)
+    assert [verdict.result for verdict in verdicts] == ["survived", "broken", "broken"]
 
 
 def test_tests_that_do_not_exist_prove_nothing() -> None:

@@ -464,7 +464,13 @@ def monitor_tick(state: Receiver, now: Instant, look: Look | None, memory: Memor
         if sight is not None:
             return [ev.ProposalFound(now, "chain", f"{sight.txid} is in sight", _outputs_listed(state, memory, sight))]
         seen = inspected(state, memory)
-        strangers = unlogged(state, seen.channels) if seen is not None and look.burial is None else ()
+        strangers = unlogged(state, seen.channels) if seen is not None else ()
+        if look.burial is not None:  # what it proves dead is still to be abandoned, by way of `found` (4.3)
+            strangers = tuple(
+                c
+                for c in strangers
+                if c.state == "pending" and c.outpoint in dead_orphans(state, strangers, look.burial)
+            )
         if strangers:
             outpoints = tuple(channel.outpoint for channel in strangers if channel.outpoint is not None)
             return [ev.ProposalFound(now, "node", "the node lists a channel that the log does not know", outpoints)]
@@ -513,7 +519,8 @@ def dead_orphans(state: Receiver, channels: tuple[NodeChannel, ...], burial: Sig
 def close(state: Receiver, now: Instant, look: Look, memory: Memory) -> list[ev.Event]:  # noqa: PLR0911  # one return per case
     """3.4: nothing of ours is bound any more, and nothing can contradict the outcome."""
     burial, draft = look.burial, state.draft
-    if state.own_coins or (state.found and with_node(state) and inspected(state, memory) is None):
+    blind = with_node(state) and inspected(state, memory) is None
+    if state.own_coins or (blind and (state.found or state.stage is Stage.PENDING_FALLBACK)):
         return []
     paid_by_payjoin = burial is not None and draft is not None and burial.bare == draft.bare
     if (state.channels_pending or (state.found and state.intended is not None)) and not paid_by_payjoin:
@@ -575,6 +582,8 @@ def evidence_needs(state: Receiver, now: Instant, look: Look | None, memory: Mem
         if state.posting is not None and not (state.draft is not None and look.dead(state.draft)):
             return due
     if look.burial is not None:
+        if state.stage is Stage.PENDING_FALLBACK and with_node(state) and inspected(state, memory) is None:
+            due.append(inspect(state))  # a log that lost its channels must not close beside them
         return due
     # Coins have to be released, or the session may close without a burial.
     closing = (state.cancelled and state.no_broadcast) or (

@@ -74,6 +74,8 @@ class Switch:
     async def through(
         self, what: str | None, act: Callable[[], Awaitable[Any]], done: Callable[[Any], Awaitable[None]] | None = None
     ) -> Any:
+        if self.paused.is_set():
+            await self.resumed.wait()
         if self.dead:
             raise Killed(self.armed)
         label = None

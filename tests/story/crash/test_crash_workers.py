@@ -165,19 +165,11 @@ class Town:
 
     async def twin(self, of: Party) -> Party:
         """The same wallet, restored from its seed on another machine: another log, other locks, the same coins."""
-        make = Party(
-            self.world,
-            "twin",
-            kinds=of.kinds,
-            lightning=False,
-            pace=PACE,
-            mailroom=self.post_office,
-            store=of._make_store,
-        )
-        make.seed = of.seed
-        await make.start()
-        self.world.parties["twin"] = make
-        return make
+        twin = await self.party("twin")
+        twin.seed = of.seed
+        (twin.home / "wallet.json").unlink(missing_ok=True)
+        await twin.restart()
+        return twin
 
     async def until_mined(self, txs: int, *sessions: tuple[Party, SessionId]) -> None:
         """`txs` transactions wait in the mempool, and every session saw one of them there; then six blocks."""

@@ -110,7 +110,7 @@ def test_a_log_in_which_channels_were_planned_after_a_secure_call_is_not_believe
 def test_the_last_attempt_is_followed_by_a_plain_payjoin_although_a_peer_is_left():
     world = World()
     world.node.fail_reserve.add(TWO.orders[0].peer)
-    actor = world.receiving(TWO, ev.Policy(attempts=1))
+    actor = world.receiving(TWO, ev.Policy(on_peer_failure="drop", attempts=1))
     actor.run("Monitor")
     assert [event.attempt for event in actor.events if isinstance(event, ev.ChannelsIntended)] == [1]
     assert actor.last(ev.ProposalDrafted).funding == ()
@@ -188,3 +188,13 @@ def test_once_a_reclaim_is_out_the_original_is_not_broadcast_against_it_even_on_
     actor.look()
     assert not actor.has(ev.FallbackBroadcasting)
     assert {need.purpose for need in actor.due if isinstance(need, want.Broadcast)} == {"reclaim"}
+
+
+def test_our_own_refusal_in_the_reply_mailbox_is_no_proposal_and_frees_the_coins():
+    world = World()
+    world.node.fail_reserve.add(PLAN.orders[0].peer)
+    actor = world.receiving(PLAN, ev.Policy(on_peer_failure="abort"))
+    actor.run("PendingFallback")
+    actor.run(lambda state: state.refusal_posted and state.coins_released, skip=[want.Broadcast])
+    assert world.reply == actor.state.refusal.message
+    assert not actor.has(ev.ProposalFound)
