@@ -361,6 +361,8 @@ FIELDS: Mapping[str, tuple[str, str]] = {
     "code": ("text", "the code of a refusal (BIP78)"),
     "coins": ("whole number", "how many coins of ours are set aside"),
     "config": ("text", "the file that was written"),
+    "esplora": ("text", "the lab's chain as an Esplora server"),
+    "payer_config": ("text", "the payer's configuration file"),
     "contributed": ("satoshis", "own coins in the transaction that ended the session"),
     "created": ("number", "when the session was made"),
     "deferred": ("whole number", "sessions for which the budget did not last"),
