@@ -28,11 +28,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 from coincurve import PrivateKey
 
 from pjv2.errors import NotNow, OurMistake, PeerMistake, WrongUsage
+from pjv2.lab.bitcoind import BitcoindKernel
 from pjv2.psbt.coin import script_pushes
 from pjv2.psbt.original import Prevout, Suitability
 from pjv2.psbt.scripts import p2wpkh_script, p2wpkh_script_code, sighash_segwit_v0
@@ -229,17 +230,37 @@ class _Ledger:
 # ---------------------------------------------------------------- the kernel
 
 
-class _Kernel:
-    """libbitcoinkernel on a temporary directory: submit blocks, hear what was connected, verify scripts."""
+class Kernel(Protocol):
+    """A consensus engine, as the lab uses one."""
 
-    def __init__(self) -> None:
-        try:
-            import pbk
-        except ImportError as exc:
+    def genesis(self) -> tuple[bytes, list[bytes]]: ...
+
+    def submit(self, raw: bytes) -> tuple[list[tuple[str, str]], str]: ...
+
+    def first_bad_input(self, raw: bytes, prevouts: Sequence[TxOut]) -> int | None: ...
+
+    def close(self) -> None: ...
+
+
+def open_kernel() -> Kernel:
+    """libbitcoinkernel in this process; where it has no wheel, a bitcoind on PATH. Raises NotNow when there is neither."""
+    try:
+        import pbk
+    except ImportError as exc:
+        program = shutil.which("bitcoind")
+        if program is None:
             raise NotNow(
                 "the lab's chain needs libbitcoinkernel, which is not installed: install pjv2[lab], or have bitcoind on PATH"
             ) from exc
-        self._pbk: Any = pbk
+        return BitcoindKernel(program)
+    return _Kernel(pbk)
+
+
+class _Kernel:
+    """libbitcoinkernel on a temporary directory: submit blocks, hear what was connected, verify scripts."""
+
+    def __init__(self, pbk: Any) -> None:
+        self._pbk = pbk
         self._events: list[tuple[Literal["connected", "disconnected", "checked"], str]] = []
         self._lines: list[str] = []
         self._trouble: list[BaseException] = []
@@ -331,7 +352,7 @@ class LabChain:
     `min_relay` and `incremental` are bitcoind's relay fees (default 0.1 sat/vB), `mempool_min` the dynamic floor (`spike` raises
     it), `estimates` what `fee_rate` answers by target. Setting `offline` makes every port call raise NotNow; the lab's own powers
     go on. Blocks start at `start` (seconds since the epoch, in the past) and are `step` seconds apart. A `LabChain` belongs to one
-    event loop. Raises NotNow where libbitcoinkernel is not installed.
+    event loop. `kernel` judges (default: `open_kernel`). Raises NotNow where there is none.
     """
 
     def __init__(
@@ -342,6 +363,7 @@ class LabChain:
         step: int = 600,
         min_relay: FeeRate = FeeRate(25),
         estimates: Mapping[int, FeeRate] | None = None,
+        kernel: Kernel | None = None,
     ) -> None:
         self.offline = False
         self.min_relay = min_relay
@@ -362,7 +384,7 @@ class LabChain:
         self._undo: dict[str, list[tuple[Outpoint, _Unspent]]] = {}
         self._active: list[LabBlock] = []
         self._blocks: dict[str, LabBlock] = {}
-        self._kernel = _Kernel()
+        self._kernel = kernel or open_kernel()
         try:
             header, raws = self._kernel.genesis()
             when = int.from_bytes(header[68:72], "little")
