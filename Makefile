@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: demo test check bench docs mutants install clean
+.PHONY: demo test check coverage bench docs mutants install clean
 
 install: $(VENV)/installed
 
@@ -23,13 +23,18 @@ demo: install
 	@$(BIN)/pjv2 $(if $(JSON),--json) demo
 
 test: install
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --cov --cov-report=
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 check: install
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest -q tests/unit/test_imports.py
+
+# Branch coverage of the pure layers; measuring it slows everything down, so the suite itself runs without.
+coverage: install
+	@$(BIN)/python -m pytest -q -n $(JOBS) tests/unit/wire tests/unit/psbt tests/unit/session \
+		--cov=pjv2.wire --cov=pjv2.psbt --cov=pjv2.session --cov-branch --cov-report=term:skip-covered --cov-fail-under=95
 
 bench: install
 	@for b in tests/bench/bench_*.py; do $(BIN)/python $$b $(if $(JSON),--json) || exit 1; done
