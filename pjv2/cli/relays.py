@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -193,6 +192,8 @@ async def _tried(mailroom: HttpMailroom) -> dict[str, str]:
         # What a relay brought, the directory gave.
         answered = any(check.works for check in checks)
         return [(directory.url, "" if answered else "no relay could ask it"), *answers]
+
+    import asyncio
 
     for answers in await asyncio.gather(*(asked(directory) for directory in mailroom.directories)):
         for url, words in answers:
