@@ -417,17 +417,17 @@ class Receiving(Adversary):
         return next((t for t in self.world.chain.buried() if any(i.outpoint == outpoint for i in t.inputs)), None)
 
     def excused(self, session: str) -> bool:
-        """After a restore: the mailbox that could tell of a plain proposal is gone (3.3), or the Original that the lost part of the
-        log had accepted was refused this time, so that the log commits nothing (no channel is abandoned then)."""
-        state = self.receiver(session)
-        return self.restored and (self.world.now >= state.mailbox_gone or state.refused is not None)
+        """After a restore, once the directory has pruned the only place that could tell of a plain proposal: an empty mailbox counts
+        there (3.3)."""
+        name = self.receiver(session).reply_mailbox.short_id
+        return self.restored and name in self.world.written and name not in self.world.mailboxes
 
     def closing(self, state: model.Receiver, event: ev.Closed) -> None:
         number = self.sessions.index(state.session)
         burial = self.burial(number)
         match event.outcome:
             case ev.Outcome.PAID:
-                fits = burial is not None and state.draft is not None and bare_txid(burial) == state.draft.bare
+                fits = burial is not None and any(bare_txid(burial) == draft.bare for draft in state.drafts)
             case ev.Outcome.PAID_BY_FALLBACK:
                 fits = burial is not None and burial.txid == original(number).tx.txid
             case ev.Outcome.CONFLICTED:
@@ -463,7 +463,7 @@ class Receiving(Adversary):
                 if session in store.now.coins.values() or session in store.now.peers.values():
                     raise Broken("S4: a closed session holds a coin or a peer")
                 for outpoint, channel in node.channels.items():
-                    if channel.memo == state.memo and not chain.depth(outpoint.txid) and not self.restored:
+                    if channel.memo == state.memo and not chain.depth(outpoint.txid):
                         raise Broken(f"S4: a closed session has a pending channel: {self.story(session)}")
         for session in self.sessions:
             for way_out in self.receiver(session).way_outs:
@@ -503,8 +503,9 @@ class Receiving(Adversary):
             for worker in workers:
                 worker.round()
                 self.check()
-                if number == ROUNDS // 2 and self.receiver(worker.session).closed is None:
-                    worker.command(want.BroadcastNow())  # a person decides
+                silent = self.receiver(worker.session).no_broadcast
+                if number == ROUNDS // 2 and silent and self.receiver(worker.session).closed is None:
+                    worker.command(want.BroadcastNow())  # who said --no-broadcast decides; nobody else is needed
             if all(self.receiver(session).closed is not None for session in self.sessions) and number > 12:
                 break
             self.world.now += 3 * 3_600.0

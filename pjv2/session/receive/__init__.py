@@ -52,6 +52,9 @@ from pjv2.session.receive.life import TRANSITIONS as TRANSITIONS
 from pjv2.session.receive.life import Receiver as Receiver
 from pjv2.session.receive.life import Stage as Stage
 from pjv2.session.receive.life import evolve as evolve
+from pjv2.session.receive.propose import approve_until as approve_until
+from pjv2.session.receive.propose import awaits_approval as awaits_approval
+from pjv2.session.receive.propose import cold_obstacle as cold_obstacle
 from pjv2.units import Entropy, Instant
 
 PROPOSING = (
@@ -83,6 +86,7 @@ def needs(state: Receiver, now: Instant, memory: Memory) -> Needs:  # noqa: PLR0
             due += poll.unchecked_needs(state)
         case Stage.HAS_REPLYABLE_ERROR:
             due += poll.post_refusal(state, now)
+            due += release.refused_needs(state, now, seen, memory)
         case Stage.RELEASING_CHANNELS:
             due += release.releasing_needs(state, now, seen, memory)
         case Stage.POSTING_PROPOSAL:
@@ -124,6 +128,9 @@ def _wake_at(state: Receiver, now: Instant) -> Instant | None:
             created.expires - propose.PLAIN_SECONDS,
             state.mailbox_gone,
         ]
+    until = propose.approve_until(state)
+    if until is not None and state.stage is Stage.CHECKED_ORIGINAL and awaits_approval(state):
+        times.append(until)
     if state.posting is not None or state.found:
         times.append(state.deadline)
     later = [float(at) for at in times if at > now]
@@ -159,7 +166,7 @@ def tick(state: Receiver, now: Instant, rng: Entropy, memory: Memory) -> list[Ev
         case Stage.UNCHECKED_ORIGINAL:
             return poll.unchecked_tick(state, now)
         case Stage.HAS_REPLYABLE_ERROR:
-            return poll.replyable_tick(state, now, rng, seen)
+            return release.refused_tick(state, now, rng, seen, memory)
         case Stage.RELEASING_CHANNELS:
             events = release.releasing_tick(state, now, seen, memory)
             return events or _fallback(state, now, seen)
@@ -168,14 +175,14 @@ def tick(state: Receiver, now: Instant, rng: Entropy, memory: Memory) -> list[Ev
         case Stage.CLOSED:
             return []
         case _:
-            return propose.proposing_tick(state, now, seen, propose.is_own(state, memory))
+            return propose.proposing_tick(state, now, rng, seen, propose.is_own(state, memory))
 
 
 def _fallback(state: Receiver, now: Instant, seen: Look | None) -> list[Event]:
-    if seen is None or state.accepted is None or state.fallback_broadcasting:
+    if seen is None or state.fallback is None or state.fallback_broadcasting:
         return []
     wanted = release.fallback_wanted(state, now, seen)
-    return [ev.FallbackBroadcasting(now, state.accepted.txid)] if wanted else []
+    return [ev.FallbackBroadcasting(now, state.fallback.txid)] if wanted else []
 
 
 def _viewed(state: Receiver, view: ChainView, now: Instant, memory: Memory) -> list[Event]:
@@ -197,7 +204,7 @@ def _viewed(state: Receiver, view: ChainView, now: Instant, memory: Memory) -> l
 def _proposing(state: Receiver, input: Input, now: Instant, rng: Entropy, memory: Memory) -> list[Event]:  # noqa: PLR0911, PLR0912  # one return per case
     """Answers on the way to a proposal; what stops it comes first."""
     own = propose.is_own(state, memory)
-    held_up = propose.proposing_tick(state, now, look(state.stakes, memory), own)
+    held_up = propose.proposing_tick(state, now, rng, look(state.stakes, memory), own)
     if held_up:
         return list(held_up)
     if state.stage is Stage.CHECKED_ORIGINAL and awaits_approval(state):
@@ -207,6 +214,8 @@ def _proposing(state: Receiver, input: Input, now: Instant, rng: Entropy, memory
             return propose.coins_found(state, input, now, rng)
         case Stage.CHECKED_ORIGINAL, CoinsHeld():
             return propose.coins_held(state, input, now, rng)
+        case Stage.CHECKED_ORIGINAL, Inspection():
+            return propose.draft_cold(state, input, now, rng)
         case Stage.CHECKED_ORIGINAL, PeerTaken(peer=peer):
             return propose.peer_taken(state, peer, now)
         case Stage.RESERVING_CHANNELS, ChannelsOffered():
@@ -275,13 +284,18 @@ def command(state: Receiver, wish: Command, now: Instant, rng: Entropy) -> list[
                 return []
             return [ev.CancelRequested(now, wanted)]
         case BroadcastNow():
-            if state.accepted is None:
+            if state.accepted is None and not state.found:
                 raise WrongUsage(
                     f"session {state.session} holds no accepted Original, so there is nothing to broadcast"
                 )
             return [] if state.broadcast_now and not state.no_broadcast else [ev.BroadcastRequested(now)]
         case Approve():
             _awaiting_approval(state)
+            until = propose.approve_until(state)
+            if until is not None and now >= until:
+                raise WrongUsage(
+                    f"session {state.session} could be approved until {int(now - until)} seconds ago: the payer's Original pays"
+                )
             return [ev.Approved(now)]
         case Decline():
             _awaiting_approval(state)
@@ -290,11 +304,6 @@ def command(state: Receiver, wish: Command, now: Instant, rng: Entropy) -> list[
             raise WrongUsage("only a payment that this wallet sends can be reclaimed: cancel the request instead")
         case _:
             assert_never(wish)
-
-
-def awaits_approval(state: Receiver) -> bool:
-    """The policy wants a person to agree, and nobody has yet."""
-    return state.created.policy.approve == "ask" and not state.approved
 
 
 def _awaiting_approval(state: Receiver) -> None:

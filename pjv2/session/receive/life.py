@@ -6,7 +6,7 @@ Initialized -> UncheckedOriginal -> CheckedOriginal -+-> ReservingChannels -> Wa
       |               v                |   |         +-----------------------------------------------> ProvisionalProposal
       |        HasReplyableError       |   |                    v                  v               v            |
       |               |                +---+--------------- ReleasingChannels <----------------------- PayjoinProposal
-      |               |                    v                    |                                               v
+      |               +- - - - - - - - - - v- - - - - - - - - - | - > found                                     v
       +---------> Closed <---------- PendingFallback <----------+ <--- Monitor <------------------------ PostingProposal
 ```
 
@@ -27,16 +27,15 @@ from typing import Final
 from pjv2.errors import IllegalEvent, PayjoinError
 from pjv2.psbt.original import (
     CheckedOriginal,
-    OriginalFacts,
     OriginalPayload,
     ReceiverTerms,
-    Suitability,
-    check_original,
     parse_original,
+    restore_original,
+    restore_payload,
 )
-from pjv2.psbt.plan import ChannelPlan
+from pjv2.psbt.plan import ChannelPlan, OutputRole
 from pjv2.psbt.proposal import restore_proposal
-from pjv2.psbt.tx import Psbt
+from pjv2.psbt.tx import Psbt, Tx
 from pjv2.session import events as ev
 from pjv2.session.facts import NodeChannel
 from pjv2.session.monitor import Draft, Sighting, Stakes, bare_txid, coin_outpoints, note_seen, note_unseen, read_tx
@@ -117,6 +116,7 @@ def _table() -> dict[tuple[Stage, type[ev.Event]], tuple[Stage, ...]]:
         (s.PENDING_FALLBACK, ev.Closed): (s.CLOSED,),
         (s.HAS_REPLYABLE_ERROR, ev.RefusalPosting): (s.HAS_REPLYABLE_ERROR,),
         (s.HAS_REPLYABLE_ERROR, ev.RefusalPosted): (s.HAS_REPLYABLE_ERROR,),
+        (s.HAS_REPLYABLE_ERROR, ev.ProposalFound): (s.MONITOR,),
         (s.HAS_REPLYABLE_ERROR, ev.Closed): (s.CLOSED,),
         (s.CLOSED, ev.LatePayment): (s.CLOSED,),
     }
@@ -243,13 +243,28 @@ class Receiver:
     @property
     def scripts(self) -> frozenset[bytes]:
         """Every script of this session that a payment may arrive at: only these count."""
-        deposit = self.coins.scripts.deposit if self.coins is not None else None
-        return frozenset((self.created.script, deposit) if deposit is not None else (self.created.script,))
+        found = [self.created.script]
+        if self.coins is not None and self.coins.scripts.deposit is not None:
+            found.append(self.coins.scripts.deposit)
+        if self.created.cold is not None and self.original is not None:
+            # Nobody was told of it before an Original came: what arrives there earlier is no payment of this request.
+            found.append(self.created.cold.script)
+        return frozenset(found)
 
     @property
     def draft(self) -> Draft | None:
         """The proposal under way, or posted."""
         return self.drafts[-1] if self.drafted is not None else None
+
+    @property
+    def pays_cold(self) -> bool:
+        """The proposal under way, or posted, sends the payment to the cold address."""
+        cold = self.created.cold
+        return (
+            cold is not None
+            and self.drafted is not None
+            and any(output.script == cold.script for output in self.drafted.intent.outputs)
+        )
 
     @property
     def channels_pending(self) -> bool:
@@ -267,18 +282,39 @@ class Receiver:
 
     @property
     def mailbox_gone(self) -> float:
-        """When the directory may have pruned the reply mailbox (ttl)."""
+        """When the directory may have pruned the reply mailbox (ttl): nothing is posted any more."""
         return (self.original.at if self.original is not None else self.created.at) + self.created.policy.mailbox_ttl
 
     @property
+    def silence_counts_until(self) -> float:
+        """How long an empty reply mailbox says that nothing was posted. A restored log fetches the Original a second time, long after
+        the first, so this counts from the earliest moment at which the mailbox can have been written."""
+        return self.created.at + self.created.policy.mailbox_ttl
+
+    @property
+    def fallback(self) -> Tx | None:
+        """The Original's transaction, accepted; or refused, and well formed: an older log may have accepted it before a restore."""
+        if self.checked is not None:
+            return self.checked.tx
+        if self.refused is not None and self.payload is not None:
+            return self.payload.psbt.extract()
+        return None
+
+    @property
+    def inputs(self) -> tuple[Outpoint, ...]:
+        """What the Original spends."""
+        fallback = self.fallback
+        return tuple(txin.outpoint for txin in fallback.inputs) if fallback is not None else ()
+
+    @property
     def stakes(self) -> Stakes:
-        created = self.created
+        created, fallback = self.created, self.fallback
         return Stakes(
             since=created.height,
             scripts=self.scripts,
-            original=self.accepted.txid if self.accepted else None,
-            original_bare=bare_txid(self.checked.tx) if self.checked else None,
-            inputs=frozenset(self.accepted.inputs) if self.accepted else frozenset(),
+            original=fallback.txid if fallback is not None else None,
+            original_bare=bare_txid(fallback) if fallback is not None else None,
+            inputs=frozenset(self.inputs),
             drafts=self.drafts,
             coins=self.coins_known,
             way_outs=frozenset(entry.txid for entry in self.way_outs),
@@ -416,10 +452,10 @@ def _apply(state: Receiver, event: ev.Event) -> Receiver:  # noqa: PLR0911, PLR0
             _require(spent == set(state.own_coins), "the way out does not spend exactly this session's coins")
             return replace(state, way_outs=(*state.way_outs, event))
         case ev.FallbackBroadcasting(txid=txid):
-            _require(state.accepted is not None and state.accepted.txid == txid, "the fallback is another transaction")
+            _require(_is_fallback(state, txid), "the fallback is another transaction")
             return replace(state, fallback_broadcasting=True)
         case ev.FallbackBroadcasted(txid=txid):
-            _require(state.accepted is not None and state.accepted.txid == txid, "the fallback is another transaction")
+            _require(_is_fallback(state, txid), "the fallback is another transaction")
             return replace(state, fallback_broadcasted=True, fallback_rejected=None)
         case ev.FallbackRejected(reason=reason):
             first = event.at if state.fallback_rejected is None else state.rejected_at
@@ -435,6 +471,10 @@ def _apply(state: Receiver, event: ev.Event) -> Receiver:  # noqa: PLR0911, PLR0
             raise IllegalEvent(f"{type(event).__name__} is no event of a receiver")
 
 
+def _is_fallback(state: Receiver, txid: Txid) -> bool:
+    return state.fallback is not None and state.fallback.txid == txid
+
+
 def _original_received(state: Receiver, event: ev.OriginalReceived) -> Receiver:
     if event.reply_key is not None:
         PublicKey.parse(event.reply_key)
@@ -447,25 +487,18 @@ def _original_received(state: Receiver, event: ev.OriginalReceived) -> Receiver:
 
 
 def _original_accepted(state: Receiver, event: ev.OriginalAccepted) -> Receiver:
-    """The checklist over the recorded facts: what was accepted once is rebuilt, and must be what the event says."""
-    _require(state.payload is not None, "an Original that cannot be parsed was not accepted")
-    if state.payload is None:
-        raise IllegalEvent("an Original that cannot be parsed was not accepted")
-    facts = OriginalFacts(
-        tip=event.height,
-        suitability=Suitability(event.verdict),
-        prevouts=dict(zip(event.inputs, event.prevouts, strict=True)),
-        owned=frozenset(),
-        economy_rate=event.economy_rate,
-        tip_time=event.tip_time,
-    )
-    checked = check_original(state.payload, facts, terms_of(state.created))
+    """What was accepted once is rebuilt from the recorded facts, and must be what the event says; it is not judged again."""
+    if state.original is None:
+        raise IllegalEvent("no Original was received")
+    payload = state.payload or restore_payload(state.original.body, v1=state.v1)
+    prevouts = dict(zip(event.inputs, event.prevouts, strict=True))
+    checked = restore_original(payload, prevouts, terms_of(state.created), tip=event.height, tip_time=event.tip_time)
     _require(
         (checked.tx.txid, checked.paid, tuple(txin.outpoint for txin in checked.tx.inputs))
         == (event.txid, event.amount, event.inputs),
         "the accepted Original is not the one received",
     )
-    return replace(state, accepted=event, checked=checked, stage=Stage.CHECKED_ORIGINAL)
+    return replace(state, payload=payload, accepted=event, checked=checked, stage=Stage.CHECKED_ORIGINAL)
 
 
 def _intended(state: Receiver, event: ev.ChannelsIntended) -> Receiver:
@@ -513,6 +546,10 @@ def _drafted(state: Receiver, event: ev.ProposalDrafted) -> Receiver:
     _require(provisional.txid == event.txid, "the drafted transaction has another id")
     coins = coin_outpoints(event.intent.coins)
     _require(set(provisional.ours) == set(coins), "the draft spends other coins")
+    cold = state.created.cold
+    ours = {state.created.script, cold.script if cold is not None else state.created.script}
+    paid = {output.script for output in event.intent.outputs if output.role is OutputRole.PAYMENT}
+    _require(paid <= ours, "the draft sends the payment to a script that is not of this session")
     outputs = sum(output.value for output in event.intent.outputs)
     values = sum(coin.txout.value for coin in event.intent.coins)
     tx = provisional.psbt.tx

@@ -4,7 +4,8 @@ Poll the mailbox until expiry, and once more, answered, after it: an Original th
 (design rule 8). Junk in the write-once mailbox ends the polling and nothing else. The checklist runs over facts gathered in one
 trip; the store says whether an input was seen before, in the event's own transaction.
 
-Law: a refusal is recorded before it is posted (M16), and there is one content per mailbox.
+Law: a refusal is recorded before it is posted (M16), and there is one content per mailbox. What is left to do before a refused
+session may close is in `release`.
 """
 
 from __future__ import annotations
@@ -141,22 +142,7 @@ def _refused(exc: BadOriginal, now: Instant) -> ev.OriginalRefused:
     return ev.OriginalRefused(now, exc.reply or ReplyCode.ORIGINAL_PSBT_REJECTED, str(exc))
 
 
-# ---------------------------------------------------------------- HasReplyableError
-
-
-def replyable_tick(state: Receiver, now: Instant, rng: Entropy, look: Look | None) -> list[ev.Event]:
-    if state.refusal is None and state.refused is not None and not state.expired:
-        return [seal_refusal(state, state.refused.code, now, rng)]
-    if not (state.refusal_posted or state.expired) or look is None or not look.covers:
-        return []
-    paid = look.of("address")
-    if any(sight.buried for sight in paid):
-        amount = sum(sight.amount for sight in paid if sight.buried)
-        txid = next(sight.txid for sight in paid if sight.buried)
-        return [ev.Closed(now, Outcome.PAID_OTHERWISE, txid, state.created.amount, amount)]
-    if paid:
-        return []  # told when it is final
-    return [ev.Closed(now, Outcome.REFUSED, None, state.created.amount, 0)]
+# ---------------------------------------------------------------- the refusal's delivery
 
 
 def refusal_delivered(state: Receiver, answer: Delivered, now: Instant) -> list[ev.Event]:

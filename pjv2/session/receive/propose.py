@@ -3,6 +3,7 @@
 ```
 FindCoins -> CoinsReserved -> ReserveCoins -+-> ProposalDrafted (plain) ----------------------------------+
                                             +-> ChannelsIntended -> reserve -> ProposalDrafted -> secure -+-> sign -> inspect -> post
+inspect -> ProposalDrafted (to the cold address, no coin of ours) -> nothing to sign ----------------------------------^
 ```
 
 Channels are tried only while rule 2 of the design holds, looked at again right before reserve, secure and post; what stands in the
@@ -16,9 +17,9 @@ from __future__ import annotations
 import base64
 from typing import Literal
 
-from pjv2.errors import NotNow, PayjoinError
-from pjv2.psbt.original import channel_obstacle
-from pjv2.psbt.plan import CannotPropose, ChannelPlan, choose_coins, make_intent, replan
+from pjv2.errors import NotNow, PayjoinError, ReplyCode
+from pjv2.psbt.original import CheckedOriginal, channel_obstacle
+from pjv2.psbt.plan import CannotPropose, ChannelPlan, Intent, ReceiverScripts, choose_coins, make_intent, replan
 from pjv2.psbt.proposal import ProvisionalProposal, draft_proposal, finish_proposal, restore_proposal
 from pjv2.session import events as ev
 from pjv2.session.facts import ChannelFailure, Inspection, NodeChannel, SecuredChannel
@@ -99,11 +100,15 @@ def _obstacle(state: Receiver, inspection: Inspection, now: Instant) -> str | No
     )
 
 
-def proposing_tick(state: Receiver, now: Instant, look: Look | None, own: bool) -> list[ev.Event]:
+def proposing_tick(state: Receiver, now: Instant, rng: Entropy, look: Look | None, own: bool) -> list[ev.Event]:  # noqa: PLR0911  # one return per case
     """What time and flags do to a proposal that has not been posted."""
     why = stop(state, now, look)
     match state.stage:
         case Stage.CHECKED_ORIGINAL:
+            if (why is None or why[0] in ("too_late", "expired")) and (nobody := _nobody_agreed(state, now)):
+                # The payer hears what a person's refusal would tell him, while anybody listens.
+                last = ev.ProposingStopped(now, *why) if why and why[0] == "expired" else None
+                return [*nobody, last or seal_refusal(state, ReplyCode.UNAVAILABLE, now, rng)]
             return [ev.ProposingStopped(now, *why)] if why else []
         case Stage.RESERVING_CHANNELS | Stage.WANTS_PROPOSAL:
             if why:
@@ -115,9 +120,96 @@ def proposing_tick(state: Receiver, now: Instant, look: Look | None, own: bool) 
                 return [ev.ChannelsReleasing(now, "end", why[1])]
             if why:
                 return [ev.ProposingStopped(now, *why)]
+            if state.stage is Stage.PROVISIONAL_PROPOSAL and _nothing_to_sign(state):
+                return _complete(state, now)
         case _:
             pass
     return []
+
+
+# ---------------------------------------------------------------- approval
+
+
+def awaits_approval(state: Receiver) -> bool:
+    """The policy wants a person to agree, and nobody has yet."""
+    return state.created.policy.approve == "ask" and not state.approved
+
+
+def approve_until(state: Receiver) -> Instant | None:
+    """Until when a person may agree, and a proposal can still be made; None where nobody is asked, or not yet."""
+    policy = state.created.policy
+    if policy.approve != "ask" or state.accepted is None:
+        return None
+    return min(state.accepted.at + policy.approve_within, float(state.created.expires - PLAIN_SECONDS))
+
+
+def _nobody_agreed(state: Receiver, now: Instant) -> list[ev.Event]:
+    """The alarm that the time to approve passed without a word. An Original that came too late to ask anybody is no silence."""
+    until = approve_until(state)
+    if until is None or state.accepted is None or not awaits_approval(state) or not state.accepted.at < until <= now:
+        return []
+    waited = int(until - state.accepted.at)
+    detail = f"nobody approved a proposal within {waited} seconds: the payer's Original pays"
+    return once(state, "approval", detail, now)
+
+
+# ---------------------------------------------------------------- the cold address
+
+
+def cold_obstacle(state: Receiver) -> str | None:
+    """Why the payment stays with this wallet although the request names a cold address; None: a proposal sends it there.
+
+    A function of the log alone: the answer is the same after a restart.
+    """
+    cold, checked, accepted = state.created.cold, state.checked, state.accepted
+    if cold is None or checked is None or accepted is None:
+        return "there is no cold address, or no Original yet"
+    if not checked.substitution:
+        return "the payer does not let the address be replaced"
+    if checked.rate < accepted.economy_rate:
+        # Money rule 9: what pays the cold address can be sped up by nobody here, the Original can.
+        return "the payer's fee rate is so low that the transaction may need a child, which only the cold keys could sign"
+    try:
+        _cold_intent(checked, cold)
+    except CannotPropose as exc:
+        return exc.reason
+    return None
+
+
+def _cold_intent(checked: CheckedOriginal, cold: ev.ColdAddress) -> Intent:
+    return make_intent(checked, None, (), ReceiverScripts(cold.script), substitute=cold.script)
+
+
+def goes_cold(state: Receiver) -> bool:
+    """The next proposal sends the payment to the cold address, and contributes no coin."""
+    return state.created.cold is not None and state.coins is None and cold_obstacle(state) is None
+
+
+def draft_cold(state: Receiver, inspection: Inspection, now: Instant, rng: Entropy) -> list[ev.Event]:
+    """No coin, no lease: only what is spent meanwhile stands in the way."""
+    checked, cold = state.checked, state.created.cold
+    if checked is None or cold is None or not goes_cold(state):
+        return []
+    if found := strangers_found(state, inspection, now):
+        return found
+    why = _spent(state, inspection)
+    if why:
+        return [ev.ProposingStopped(now, *why)]
+    intent = _cold_intent(checked, cold)
+    drafted = draft_proposal(checked, intent, (), rng)
+    return [ev.ProposalDrafted(now, drafted.txid, drafted.psbt.serialize(), intent, (), drafted.change_vout)]
+
+
+def _nothing_to_sign(state: Receiver) -> bool:
+    """A plain proposal without an input of ours: no wallet is asked, a watch-only one could not even refuse."""
+    return state.draft is not None and not state.draft.ours and not state.channels_pending
+
+
+def _complete(state: Receiver, now: Instant) -> list[ev.Event]:
+    proposal = provisional(state)
+    if proposal is None:
+        return []
+    return [ev.ProposalSigned(now, finish_proposal(proposal, proposal.psbt.serialize()).psbt)]
 
 
 # ---------------------------------------------------------------- needs
@@ -127,8 +219,10 @@ def proposing_needs(state: Receiver, now: Instant, own: bool) -> list[Need]:  # 
     inputs = state.accepted.inputs if state.accepted is not None else ()
     match state.stage:
         case Stage.CHECKED_ORIGINAL:
-            if state.created.policy.approve == "ask" and not state.approved:
+            if awaits_approval(state):
                 return []
+            if goes_cold(state):
+                return [InspectChannels(state.memo, inputs, ())]
             if state.coins is None or state.coins.again:
                 plan = _plan_left(state)
                 orders = plan.orders if plan is not None else ()
@@ -144,7 +238,7 @@ def proposing_needs(state: Receiver, now: Instant, own: bool) -> list[Need]:  # 
             return [InspectChannels(state.memo, inputs, state.own_coins)]
         case Stage.SECURING_CHANNELS:
             return [InspectChannels(state.memo, inputs, state.own_coins)]
-        case Stage.PROVISIONAL_PROPOSAL if state.drafted is not None:
+        case Stage.PROVISIONAL_PROPOSAL if state.drafted is not None and not _nothing_to_sign(state):
             return [Sign("payjoin", state.drafted.psbt, state.own_coins)]
         case Stage.PAYJOIN_PROPOSAL:
             # Locks are renewed before each post; the answer brings the same facts as an inspection.

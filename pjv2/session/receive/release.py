@@ -1,13 +1,15 @@
 """Letting go: channels, coins, the session itself (session-model.md sections 3 and 4.3), and what is broadcast meanwhile.
 
 Before `ProposalPosting` is in the log nothing can have left, unless the log lost its end: a store restored from an older copy. So
-every release looks at the three places where a proposal leaves traces: the chain first, the node, the reply mailbox. A burial of
-one of the Original's inputs replaces every other evidence.
+every release, and the end of a refusal, looks at the three places where a proposal leaves traces: the chain first, the node, the
+reply mailbox. A burial of one of the Original's inputs replaces every other evidence.
 
 Law: nothing that a proposal uses is released while that proposal can confirm; a recorded way out is carried to its end in every state.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from pjv2.errors import PayjoinError
 from pjv2.psbt.plan import OutputRole
@@ -46,8 +48,8 @@ from pjv2.session.needs import (
     SignedPsbt,
 )
 from pjv2.session.receive.life import Receiver, Stage, drafted_channels, unlogged
-from pjv2.session.receive.poll import once
-from pjv2.units import FeeRate, Instant, Outpoint
+from pjv2.session.receive.poll import once, seal_refusal
+from pjv2.units import Entropy, FeeRate, Instant, Outpoint
 
 BLOCKED_BLOCKS = 2_016
 """How long a peer holds on to a channel that was pending there and never confirmed (LND)."""
@@ -71,7 +73,7 @@ def nothing_left(state: Receiver, memory: Memory, now: Instant, *, even_after_tt
     """
     if state.v1 or memory.reply is None or memory.reply_seq < state.entered or not memory.reply.readable:
         return None
-    if memory.reply.body is None and now >= state.mailbox_gone and not even_after_ttl:
+    if memory.reply.body is None and now >= state.silence_counts_until and not even_after_ttl:
         return None
     return own_bytes(state, memory.reply)
 
@@ -99,8 +101,80 @@ def foreign_proposal(state: Receiver, look: Look, memory: Memory) -> Sight | Non
 
 
 def inspect(state: Receiver) -> InspectChannels:
-    inputs = state.accepted.inputs if state.accepted is not None else ()
-    return InspectChannels(state.memo, inputs, state.own_coins)
+    return InspectChannels(state.memo, state.inputs, state.own_coins)
+
+
+def strangers_listed(state: Receiver, memory: Memory, look: Look) -> list[NodeChannel]:
+    """Channels with our memo that this log never drafted; once a burial is in view, those that it proves dead (4.3)."""
+    seen = inspected(state, memory)
+    strangers = unlogged(state, seen.channels) if seen is not None else ()
+    if look.burial is None:
+        return list(strangers)
+    dead = dead_orphans(state, strangers, look.burial)
+    return [channel for channel in strangers if channel.state == "pending" and channel.outpoint in dead]
+
+
+def lost_proposal(state: Receiver, now: Instant, look: Look, memory: Memory) -> list[ev.Event]:
+    """Where nothing was posted: the traces of a proposal that an older log posted, on the chain, at the node, in the mailbox."""
+    sight = foreign_in_the_way(state, look, memory)
+    if sight is not None:
+        return [ev.ProposalFound(now, "chain", f"{sight.txid} is in sight", _outputs_listed(state, memory, sight))]
+    outpoints = tuple(c.outpoint for c in strangers_listed(state, memory, look) if c.outpoint is not None)
+    if outpoints:
+        return [ev.ProposalFound(now, "node", "the node lists a channel that the log does not know", outpoints)]
+    return reply_judged(state, memory, now) if look.burial is None else []
+
+
+# ---------------------------------------------------------------- HasReplyableError
+
+
+def refused_tick(state: Receiver, now: Instant, rng: Entropy, look: Look | None, memory: Memory) -> list[ev.Event]:
+    """The refusal, and the end. What is refused today may have been accepted before the store was restored: before it closes, a
+    refused session looks where a proposal leaves traces, as every release does (M7). The refusal itself answers best: a mailbox has
+    one content, and where ours stands no proposal was."""
+    if state.refusal is None and state.refused is not None and not state.expired:
+        return [seal_refusal(state, state.refused.code, now, rng)]
+    if not _answered(state) or look is None or not look.covers:
+        return []
+    return lost_proposal(state, now, look, memory) or _close_refused(state, now, look, memory)
+
+
+def refused_needs(state: Receiver, now: Instant, look: Look | None, memory: Memory) -> list[Need]:
+    if state.payload is None or not _answered(state) or look is None or not look.covers:
+        return []
+    due: list[Need] = []
+    if with_node(state) and inspected(state, memory) is None:
+        due.append(inspect(state))
+    if look.burial is None and not state.v1 and not _never_accepted(state, memory, now):
+        due.append(ReadReply(state.reply_mailbox))
+    return due
+
+
+def _answered(state: Receiver) -> bool:
+    """The refusal is out, or nobody waits for it any more."""
+    return state.refusal_posted or state.expired
+
+
+def _close_refused(state: Receiver, now: Instant, look: Look, memory: Memory) -> list[ev.Event]:
+    if state.payload is not None and with_node(state) and inspected(state, memory) is None:
+        return []
+    paid = [sight for sight in look.sights if sight.amount > 0]
+    final = [sight for sight in paid if sight.buried]
+    if final:
+        amount = sum(sight.amount for sight in final)
+        return [ev.Closed(now, Outcome.PAID_OTHERWISE, final[0].txid, state.created.amount, amount)]
+    decided = look.burial is not None or _never_accepted(state, memory, now) or now >= state.watch_over
+    if paid or not decided:
+        return []  # a payment is told when it is final
+    return [ev.Closed(now, Outcome.REFUSED, None, state.created.amount, 0)]
+
+
+def _never_accepted(state: Receiver, memory: Memory, now: Instant) -> bool:
+    """No log of this session sent a proposal: no log could accept what is no Original; a v1 payer still waited for the answer when
+    he got our refusal; or the reply mailbox says so."""
+    if state.payload is None or (state.v1 and state.refusal_posted):
+        return True
+    return nothing_left(state, memory, now, even_after_ttl=True) is True
 
 
 # ---------------------------------------------------------------- ReleasingChannels
@@ -271,7 +345,7 @@ def release_coins(state: Receiver) -> list[Need]:
 
 def fallback_wanted(state: Receiver, now: Instant, look: Look) -> bool:
     """4.1, row 1: nothing spends O's inputs, and nobody is waited for any more."""
-    if state.accepted is None or state.no_broadcast or not look.quiet:
+    if state.fallback is None or state.no_broadcast or not look.quiet:
         return False
     over = state.cancelled or state.broadcast_now
     match state.stage:
@@ -292,8 +366,9 @@ def broadcasts(state: Receiver, now: Instant, look: Look | None) -> list[Need]:
     if look is None:
         return []
     due: list[Need] = []
-    if state.fallback_broadcasting and fallback_wanted(state, now, look) and state.checked is not None:
-        due.append(broadcast("fallback", state.checked.tx.txid, state.checked.tx.raw))
+    fallback = state.fallback
+    if fallback is not None and state.fallback_broadcasting and fallback_wanted(state, now, look):
+        due.append(broadcast("fallback", fallback.txid, fallback.raw))
     way_out = rebroadcast_way_out(state, look)
     if way_out is not None:
         due.append(way_out)
@@ -313,7 +388,9 @@ def rebroadcast_way_out(state: Receiver, look: Look) -> Broadcast | None:
 
 
 def broadcast_answered(state: Receiver, answer: BroadcastAnswer, now: Instant) -> list[ev.Event]:
-    if answer.purpose != "fallback" or state.accepted is None or answer.txid != state.accepted.txid:
+    if answer.purpose == "way_out" and answer.result.verdict == "refused":
+        return once(state, "way out", f"the network refuses the way out: {answer.result.reason}", now)
+    if answer.purpose != "fallback" or state.fallback is None or answer.txid != state.fallback.txid:
         return []
     if not state.fallback_broadcasting:
         return []
@@ -338,7 +415,7 @@ def way_out_reason(state: Receiver, now: Instant, look: Look, memory: Memory) ->
     if state.stage is Stage.RELEASING_CHANNELS:
         asked = memory.reply is not None and memory.reply_seq >= state.entered
         readable = asked and memory.reply is not None and memory.reply.readable
-        impossible = state.v1 or now >= state.mailbox_gone or (asked and not readable)
+        impossible = state.v1 or now >= state.silence_counts_until or (asked and not readable)
         if waited and impossible and must_read(state, look, memory):
             return "the reply mailbox cannot be read and nobody moved"
         return None
@@ -408,7 +485,7 @@ def parent_to_pull(state: Receiver, look: Look) -> tuple[Parent, Instant] | None
         draft = state.draft
         if sight.what == "payjoin" and draft is not None and draft.bare == sight.bare and state.drafted is not None:
             fee, vout = draft.fee, state.drafted.change_vout
-            if vout is None:
+            if vout is None and not state.pays_cold:  # nothing here could sign for the cold address
                 payment = [o.script for o in state.drafted.intent.outputs if o.role is OutputRole.PAYMENT]
                 vout = next((i for i, txout in enumerate(sight.tx.outputs) if txout.script in payment), None)
         elif sight.what == "original":
@@ -455,33 +532,18 @@ def own_money_signed(
 # ---------------------------------------------------------------- the end
 
 
-def monitor_tick(state: Receiver, now: Instant, look: Look | None, memory: Memory) -> list[ev.Event]:  # noqa: PLR0911  # one return per case
+def monitor_tick(state: Receiver, now: Instant, look: Look | None, memory: Memory) -> list[ev.Event]:
     """PendingFallback, PostingProposal and Monitor: what the chain, the deadlines and the flags lead to."""
     if look is None:
         return []
     if state.stage is Stage.PENDING_FALLBACK:
-        sight = foreign_in_the_way(state, look, memory)
-        if sight is not None:
-            return [ev.ProposalFound(now, "chain", f"{sight.txid} is in sight", _outputs_listed(state, memory, sight))]
-        seen = inspected(state, memory)
-        strangers = unlogged(state, seen.channels) if seen is not None else ()
-        if look.burial is not None:  # what it proves dead is still to be abandoned, by way of `found` (4.3)
-            strangers = tuple(
-                c
-                for c in strangers
-                if c.state == "pending" and c.outpoint in dead_orphans(state, strangers, look.burial)
-            )
-        if strangers:
-            outpoints = tuple(channel.outpoint for channel in strangers if channel.outpoint is not None)
-            return [ev.ProposalFound(now, "node", "the node lists a channel that the log does not know", outpoints)]
-        if look.burial is None:
-            found = reply_judged(state, memory, now)
-            if found:
-                return found
+        found = lost_proposal(state, now, look, memory)
+        if found:
+            return found
     elif release := dead_channels(state, now, look, memory):
         return release
-    if fallback_wanted(state, now, look) and not state.fallback_broadcasting and state.accepted is not None:
-        return [ev.FallbackBroadcasting(now, state.accepted.txid)]
+    if fallback_wanted(state, now, look) and not state.fallback_broadcasting and state.fallback is not None:
+        return [ev.FallbackBroadcasting(now, state.fallback.txid)]
     closing = close(state, now, look, memory)
     return closing or alarms(state, now, look)
 
@@ -504,7 +566,7 @@ def dead_channels(state: Receiver, now: Instant, look: Look, memory: Memory) -> 
     return []
 
 
-def dead_orphans(state: Receiver, channels: tuple[NodeChannel, ...], burial: Sight) -> tuple[Outpoint, ...]:
+def dead_orphans(state: Receiver, channels: Sequence[NodeChannel], burial: Sight) -> tuple[Outpoint, ...]:
     """Pending channels with our memo in another transaction than the buried one: every proposal spends all inputs of O (4.3)."""
     return tuple(
         channel.outpoint

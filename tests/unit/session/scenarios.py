@@ -260,6 +260,10 @@ def lost_proposal_found(kind: str) -> Callable[[World], Actor]:
                 world.reply = b"\x01" * 7168
                 actor.feed(want.Cancel())
                 actor.run("Monitor")
+            case "refused":  # after a restore, and an older log had posted
+                world.reply = b"\x01" * 7168
+                world.chain.suitability = kit.Suitability("refused", "min relay fee not met")
+                actor.run("Monitor")
             case "mailbox":
                 actor.run("ProvisionalProposal")
                 world.reply = b"\x01" * 7168
@@ -379,7 +383,7 @@ RECEIVER: dict[str, Callable[[World], Actor]] = {
     "unreadable mailbox": waiting_for_an_unreadable_mailbox,
     **{
         f"found: {kind}": lost_proposal_found(kind)
-        for kind in ("node", "node later", "sign", "post", "release", "mailbox")
+        for kind in ("node", "node later", "sign", "post", "release", "mailbox", "refused")
     },
 }
 SENDER: dict[str, Callable[[World], Actor]] = {

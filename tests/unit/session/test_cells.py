@@ -71,6 +71,7 @@ RECEIVER_LAW = {
     R.HAS_REPLYABLE_ERROR: {
         "RefusalPosting": "HasReplyableError",  # M16
         "RefusalPosted": "HasReplyableError",
+        "ProposalFound": "Monitor",
         "Closed": "Closed",
     },
     R.MONITOR: {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pjv2 import session as model
+from pjv2.errors import WrongUsage
 from pjv2.session import events as ev
 from pjv2.session.events import Outcome
 from tests.unit.session.scenarios import sending
@@ -164,6 +165,19 @@ def test_M05_empty_counts_only_while_the_directory_keeps_the_mailbox():
     assert actor.state.stage == "ReleasingChannels"
 
 
+def test_M05_empty_counts_from_the_beginning_of_the_session():
+    world = World()
+    actor = world.receiving(PLAN, policy=ev.Policy(mailbox_ttl=3 * DAY), lifetime=6 * DAY)
+    world.now += 2 * DAY  # an older log may have posted on the first day: pruned on the fourth
+    actor.run("PayjoinProposal")
+    actor.feed(want.Cancel())
+    actor.restart()
+    actor.look()
+    world.now += 1.5 * DAY
+    actor.do(want.ReadReply)
+    assert actor.need(want.ReleaseChannels) is None
+
+
 def test_M05_empty_in_time_lets_the_release_go_on():
     _, actor = releasing_after_a_crash()
     actor.do(want.ReadReply)
@@ -216,6 +230,117 @@ def test_M07_no_close_without_a_burial_before_the_mailbox_was_read():
     world.directory_gone = False
     actor.do(want.ReadReply)
     assert actor.state.closed.outcome is Outcome.CANCELLED
+
+
+def refused_after_a_restore(plan=None):
+    """A proposal is out; the store comes back from before the Original was accepted, and today the network refuses it."""
+    world, actor = posted(plan)
+    world.draft, world.proposal = actor.state.draft, world.payjoin(actor)
+    actor.restore(ev.OriginalAccepted)
+    world.chain.suitability = kit.Suitability("refused", "min relay fee not met")
+    actor.run("HasReplyableError")
+    actor.look()
+    actor.do(want.PostReply)
+    assert actor.has(ev.RefusalPosted)  # the directory keeps what it has, and says nothing
+    return world, actor
+
+
+def test_M07_a_refused_session_of_a_restored_log_does_not_close_beside_its_proposal():
+    world, actor = refused_after_a_restore()
+    assert actor.state.closed is None
+    actor.do(want.ReadReply)
+    assert actor.last(ev.ProposalFound).where == "mailbox"
+    world.chain.put(world.proposal, depth=6)
+    actor.look()
+    assert actor.state.closed.outcome is Outcome.PAID_OTHERWISE
+
+
+def test_M07_the_original_of_a_found_session_goes_out_although_it_was_refused_once():
+    world, actor = refused_after_a_restore()
+    actor.do(want.ReadReply)
+    assert actor.need(want.Broadcast) is None  # not before the deadline
+    world.now = actor.state.deadline
+    actor.settle()
+    assert actor.do(want.Broadcast)
+    world.chain.mine(6)
+    actor.look()
+    assert actor.state.closed.outcome is Outcome.PAID_BY_FALLBACK
+
+
+def test_M07_a_person_may_send_the_original_of_a_found_session():
+    world, actor = refused_after_a_restore()
+    with pytest.raises(WrongUsage):
+        actor.feed(want.BroadcastNow())
+    actor.do(want.ReadReply)
+    actor.feed(want.BroadcastNow())
+    actor.do(want.Broadcast)
+    assert world.chain.broadcasts == ["fallback"]
+
+
+def test_M07_a_refused_session_with_a_node_asks_it_for_channels_of_a_lost_log():
+    world, actor = refused_after_a_restore(PLAN)
+    channel = world.draft.channels[0]
+    actor.do(want.InspectChannels)
+    assert actor.last(ev.ProposalFound).where == "node"
+    world.chain.put(world.original, depth=6)
+    actor.look()
+    actor.run("Closed")
+    assert channel not in {entry.outpoint for entry in world.node.listed}  # abandoned, its death is buried
+
+
+def test_M07_a_refused_session_with_a_node_is_asked_before_a_burial_closes_it():
+    world, actor = refused_after_a_restore(PLAN)
+    world.chain.put(world.proposal, depth=6)
+    actor.look()
+    assert actor.state.closed is None
+    actor.run("Closed")
+    assert actor.state.closed.outcome is Outcome.PAID_OTHERWISE
+    assert actor.state.closed.channels == world.draft.channels
+
+
+def test_M07_our_own_refusal_in_the_mailbox_shows_that_nothing_else_was_posted():
+    world = World()
+    world.chain.suitability = kit.Suitability("refused")
+    actor = world.receiving()
+    actor.run("HasReplyableError")
+    actor.look()
+    assert actor.need(want.ReadReply) is None  # an empty mailbox would answer late: the refusal goes first
+    actor.do(want.PostReply)
+    world.directory_gone = True
+    actor.do(want.ReadReply)
+    assert actor.state.closed is None
+    world.directory_gone = False
+    actor.do(want.ReadReply)
+    assert actor.state.closed.outcome is Outcome.REFUSED
+
+
+def test_M07_a_burial_of_the_originals_inputs_replaces_the_read():
+    world, actor = refused_after_a_restore()
+    world.directory_gone = True
+    conflict = kit.sign(kit.unsigned([world.payer], [kit.TxOut(400_000, kit.CHANGE)]), [world.payer]).extract()
+    world.chain.put(conflict, depth=5)
+    actor.look()
+    assert actor.state.closed is None
+    world.chain.mine(1)
+    actor.look()
+    assert actor.state.closed.outcome is Outcome.REFUSED
+
+
+def test_M07_a_v1_payer_who_took_our_refusal_was_given_nothing_else():
+    world = World()
+    world.chain.suitability = kit.Suitability("refused")
+    told, gone = world.receiving(v1=True), world.receiving(v1=True)
+    for actor in (told, gone):
+        actor.run("HasReplyableError")
+        actor.look()
+    told.do(want.PostReply)
+    assert told.state.closed.outcome is Outcome.REFUSED
+    world.now += DAY
+    gone.settle()
+    assert gone.due == (gone.need(want.Watch),)  # nothing can be read, so only the end of the watch closes
+    world.now = gone.state.watch_over
+    gone.settle()
+    assert gone.state.closed.outcome is Outcome.REFUSED
 
 
 def test_M07_a_read_from_before_the_state_was_entered_is_no_evidence():

@@ -174,6 +174,8 @@ def test_a_refusal_that_the_directory_does_not_take_is_tried_until_expiry():
     actor.settle()
     assert actor.need(want.PostReply) is None
     actor.look()
+    assert actor.state.closed is None  # nobody knows yet whether an older log posted something
+    actor.do(want.ReadReply)
     assert actor.state.closed.outcome is Outcome.REFUSED
 
 
