@@ -5,7 +5,10 @@ from __future__ import annotations
 from tests.mutants.model import Mutant
 
 RECEIVE = "pjv2/session/receive/"
-LIFE, POLL, PROPOSE, RELEASE = (f"{RECEIVE}{name}.py" for name in ("life", "poll", "propose", "release"))
+LIFE, POLL, PROPOSE, REFUSE, EVIDENCE, RELEASE, BROADCASTS, CLOSE = (
+    f"{RECEIVE}{name}.py"
+    for name in ("life", "poll", "propose", "refuse", "evidence", "release", "broadcasts", "close")
+)
 DECIDE = f"{RECEIVE}__init__.py"
 MONITOR = "pjv2/session/monitor.py"
 FACTS = "pjv2/session/facts.py"
@@ -240,7 +243,7 @@ MONEY = (
     _session(
         "foreign-bytes-in-the-mailbox",
         "Content in the reply mailbox that this log did not announce is a proposal that left.",
-        RELEASE,
+        EVIDENCE,
         "    return answer.body in announced\n",
         "    return True\n",
         "money 5",
@@ -289,9 +292,9 @@ MONEY = (
     _session(
         "fallback-before-its-announcement",
         "The Original is broadcast only after that was recorded.",
-        RELEASE,
-        "    if state.fallback_broadcasting and fallback_wanted(state, now, look) and state.checked is not None:\n",
-        "    if state.accepted is not None and fallback_wanted(state, now, look) and state.checked is not None:\n",
+        BROADCASTS,
+        "    if fallback is not None and state.fallback_broadcasting and fallback_wanted(state, now, look):\n",
+        "    if fallback is not None and fallback_wanted(state, now, look):\n",
         "money 6",
         by="test_design_rules.py::test_rule_6_what_costs_money_is_wanted_only_after_the_event_that_announces_it",
     ),
@@ -465,7 +468,7 @@ MONEY = (
     _session(
         "no-collecting-after-expiry",
         "Expiry never stops the fallback.",
-        RELEASE,
+        BROADCASTS,
         "        case Stage.PENDING_FALLBACK:\n            return True\n",
         "        case Stage.PENDING_FALLBACK:\n            return not state.expired\n",
         "money 8",
@@ -494,7 +497,7 @@ MONEY = (
     _session(
         "no-fallback-at-the-deadline",
         "A payjoin that is not in sight after the deadline gives way to the Original.",
-        RELEASE,
+        BROADCASTS,
         "            return over or dead or now >= state.deadline\n",
         "            return over or dead\n",
         "money 9",
@@ -503,25 +506,25 @@ MONEY = (
     _session(
         "fallback-over-a-payjoin",
         "The Original is not broadcast over a spend in sight.",
-        RELEASE,
-        "    if state.accepted is None or state.no_broadcast or not look.quiet:\n",
-        "    if state.accepted is None or state.no_broadcast:\n",
+        BROADCASTS,
+        "    if state.fallback is None or state.no_broadcast or not look.quiet:\n",
+        "    if state.fallback is None or state.no_broadcast:\n",
         "money 9",
         by="test_monitor.py::test_the_original_is_not_broadcast_over_a_spend_in_sight",
     ),
     _session(
         "broadcast-against-the-users-word",
         "No broadcast means no broadcast.",
-        RELEASE,
-        "    if state.accepted is None or state.no_broadcast or not look.quiet:\n",
-        "    if state.accepted is None or not look.quiet:\n",
+        BROADCASTS,
+        "    if state.fallback is None or state.no_broadcast or not look.quiet:\n",
+        "    if state.fallback is None or not look.quiet:\n",
         "money 9",
         by="test_money_rules.py::test_M03_after_a_way_out_the_coin_is_free_only_when_its_spend_is_buried",
     ),
     _session(
         "no-way-out",
         "A proposal that does not confirm gives way to our way out.",
-        RELEASE,
+        BROADCASTS,
         '    if waited:\n        return f"the proposal did not confirm',
         '    if False:\n        return f"the proposal did not confirm',
         "money 9",
@@ -531,7 +534,7 @@ MONEY = (
     _session(
         "way-out-of-a-refused-original",
         "A fallback that the network refuses means the way out.",
-        RELEASE,
+        BROADCASTS,
         "    if state.fallback_rejected is not None and look.quiet and now - state.rejected_at >= STUCK:\n",
         "    if False:\n",
         "money 9",
@@ -540,7 +543,7 @@ MONEY = (
     _session(
         "way-out-of-a-lost-channel",
         "A channel that the node lost means the way out.",
-        RELEASE,
+        BROADCASTS,
         '        if any(outpoint not in listed for outpoint in state.draft.channels):\n            return "the node',
         '        if False:\n            return "the node',
         "money 9",
@@ -549,7 +552,7 @@ MONEY = (
     _session(
         "way-out-below-the-payjoin",
         "A way out pays more than the payjoin in the mempool.",
-        RELEASE,
+        BROADCASTS,
         "    above = sum(_fee_of(state, sight) for sight in in_pool)\n",
         "    above = 0\n",
         "money 9",
@@ -635,7 +638,7 @@ MODEL = (
     _session(
         "m4-nothing-collected-meanwhile",
         "While the mailbox cannot be read the Original is collected.",
-        RELEASE,
+        BROADCASTS,
         '            return over or state.expired or next_ in ("end", "dead")\n',
         "            return False\n",
         "M4",
@@ -653,7 +656,7 @@ MODEL = (
     _session(
         "m4-no-way-out-of-a-release",
         "When nobody moves for a thousand blocks our coin goes home.",
-        RELEASE,
+        BROADCASTS,
         "        if waited and impossible and must_read(state, look, memory):\n",
         "        if False:\n",
         "M4",
@@ -662,7 +665,7 @@ MODEL = (
     _session(
         "m5-empty-counts-for-ever",
         "An empty mailbox counts only while the directory keeps it.",
-        RELEASE,
+        EVIDENCE,
         "    if memory.reply.body is None and now >= state.silence_counts_until and not even_after_ttl:\n",
         "    if False:\n",
         "M5",
@@ -680,7 +683,7 @@ MODEL = (
     _session(
         "m6-the-chain-is-not-asked",
         "A proposal in sight stops every release.",
-        RELEASE,
+        EVIDENCE,
         "    sight = foreign_proposal(state, look, memory)\n    burial = look.burial\n",
         "    sight = None\n    burial = look.burial\n",
         "M6",
@@ -698,7 +701,7 @@ MODEL = (
     _session(
         "m7-closed-unread",
         "The mailbox is read before a close without a burial.",
-        RELEASE,
+        CLOSE,
         "    if left is False or (left is None and now < state.watch_over):\n        return []\n",
         "    if left is False:\n        return []\n",
         "M7",
@@ -707,7 +710,7 @@ MODEL = (
     _session(
         "m7-refused-unread",
         "A refused session reads the mailbox before it closes: an older log may have accepted.",
-        RELEASE,
+        REFUSE,
         "    decided = look.burial is not None or _never_accepted(state, memory, now) or now >= state.watch_over\n",
         "    decided = True\n",
         "M7",
@@ -716,7 +719,7 @@ MODEL = (
     _session(
         "m7-refused-node-not-asked",
         "A refused session with a node asks it before it closes.",
-        RELEASE,
+        REFUSE,
         "    if state.payload is not None and with_node(state) and inspected(state, memory) is None:\n",
         "    if False:\n",
         "M7",
@@ -725,7 +728,7 @@ MODEL = (
     _session(
         "m7-refused-strangers-overlooked",
         "What the mailbox, the node or the chain shows beside a refusal is a proposal that left.",
-        RELEASE,
+        REFUSE,
         "    return lost_proposal(state, now, look, memory) or _close_refused(state, now, look, memory)\n",
         "    return _close_refused(state, now, look, memory)\n",
         "M7",
@@ -743,7 +746,7 @@ MODEL = (
     _session(
         "m7-old-evidence",
         "A read from before the state was entered is no evidence.",
-        RELEASE,
+        EVIDENCE,
         " or memory.reply_seq < state.entered",
         "",
         "M7",
@@ -810,7 +813,7 @@ MODEL = (
     _session(
         "m11-no-sweep",
         "The sweep covers closed sessions.",
-        RELEASE,
+        CLOSE,
         "        return [ReleaseChannels(state.memo, (), (), frozenset(orphans))]\n    return [inspect(state)]\n",
         "        return []\n    return [inspect(state)]\n",
         "M11",
@@ -819,7 +822,7 @@ MODEL = (
     _session(
         "m11-orphans-for-ever",
         "A burial of the Original's inputs frees what was found.",
-        RELEASE,
+        CLOSE,
         "        if orphans or ours or undrafted:\n",
         "        if ours or undrafted:\n",
         "M11",
@@ -828,7 +831,7 @@ MODEL = (
     _session(
         "m12-the-paid-channel-abandoned",
         "The channel of the buried transaction is alive.",
-        RELEASE,
+        EVIDENCE,
         "        and channel.outpoint.txid != burial.txid\n",
         "",
         "M12",
@@ -847,7 +850,7 @@ MODEL = (
     _session(
         "m13-counted-from-the-acceptance",
         "The thousand blocks count from the post.",
-        RELEASE,
+        BROADCASTS,
         "    since = state.posting.height if state.posting is not None else state.accepted.height\n",
         "    since = state.accepted.height\n",
         "M13",
@@ -856,7 +859,7 @@ MODEL = (
     _session(
         "m13-for-channels-only",
         "A plain payjoin has a way out too.",
-        RELEASE,
+        BROADCASTS,
         '    if waited:\n        return f"the proposal did not confirm',
         '    if waited and state.channels_pending:\n        return f"the proposal did not confirm',
         "M13",
@@ -865,7 +868,7 @@ MODEL = (
     _session(
         "m14-never-expired",
         "A dead proposal with nothing at stake ends when the watch is over.",
-        RELEASE,
+        CLOSE,
         "    if state.fallback_rejected is not None and now >= state.watch_over:\n        return [ev.Closed",
         "    if False:\n        return [ev.Closed",
         "M14",
@@ -883,7 +886,7 @@ MODEL = (
     _session(
         "m16-our-refusal-taken-for-a-proposal",
         "Our own refusal in the mailbox is no proposal.",
-        RELEASE,
+        EVIDENCE,
         "    announced = [entry.message for entry in (state.posting, state.refusal) if entry is not None]\n",
         "    announced = [entry.message for entry in (state.posting,) if entry is not None]\n",
         "M16",
@@ -1057,7 +1060,7 @@ MODEL = (
     _session(
         "m20-the-way-out-is-dropped",
         "A recorded way out is broadcast until its coin is spent.",
-        RELEASE,
+        BROADCASTS,
         "    if way_out is not None:\n        due.append(way_out)\n",
         "",
         "M20",
@@ -1066,7 +1069,7 @@ MODEL = (
     _session(
         "m20-in-the-monitor-only",
         "A recorded way out is carried on in every state.",
-        RELEASE,
+        BROADCASTS,
         "    if way_out is not None:\n        due.append(way_out)\n",
         "    if way_out is not None and state.stage is Stage.MONITOR:\n        due.append(way_out)\n",
         "M20",

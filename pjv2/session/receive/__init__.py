@@ -1,9 +1,13 @@
 """The receiver: what it needs, and what follows from an answer, a command, or the passing of time.
 
-- `life`     states, the table of transitions, `evolve`
-- `poll`     waiting for an Original, judging it, refusing it
-- `propose`  coins, channels, draft, signature, post
-- `release`  channels and coins given back, broadcasts, the end
+- `life`       states, the table of transitions, `evolve`
+- `poll`       waiting for an Original, judging it
+- `propose`    coins, channels, draft, signature, post
+- `refuse`     the refusal, and the end of a session that refused
+- `evidence`   whether a proposal left: chain, node, mailbox
+- `release`    channels and coins given back
+- `broadcasts` the Original, the way out, a child
+- `close`      the end
 
 Law: `decide` answers with events and nothing else; an answer that no longer fits the state is dropped in silence, and a command that
 cannot be followed says what to do instead. A worker judges by its own snapshot (M21).
@@ -47,11 +51,12 @@ from pjv2.session.needs import (
     Tick,
     Watch,
 )
-from pjv2.session.receive import poll, propose, release
+from pjv2.session.receive import broadcasts, close, poll, propose, refuse, release
 from pjv2.session.receive.life import TRANSITIONS as TRANSITIONS
 from pjv2.session.receive.life import Receiver as Receiver
 from pjv2.session.receive.life import Stage as Stage
 from pjv2.session.receive.life import evolve as evolve
+from pjv2.session.receive.life import once
 from pjv2.session.receive.propose import approve_until as approve_until
 from pjv2.session.receive.propose import awaits_approval as awaits_approval
 from pjv2.session.receive.propose import cold_obstacle as cold_obstacle
@@ -77,7 +82,7 @@ def needs(state: Receiver, now: Instant, memory: Memory) -> Needs:  # noqa: PLR0
     due: list[Need] = []
     watch = watching(state, now)
     if state.stage is Stage.CLOSED:
-        due = [watch, *release.swept(state, now, seen, memory)] if watch is not None else []
+        due = [watch, *close.swept(state, now, seen, memory)] if watch is not None else []
         return Needs(tuple(due), state.watch_over if watch is not None else None)
     match state.stage:
         case Stage.INITIALIZED:
@@ -85,27 +90,27 @@ def needs(state: Receiver, now: Instant, memory: Memory) -> Needs:  # noqa: PLR0
         case Stage.UNCHECKED_ORIGINAL:
             due += poll.unchecked_needs(state)
         case Stage.HAS_REPLYABLE_ERROR:
-            due += poll.post_refusal(state, now)
-            due += release.refused_needs(state, now, seen, memory)
+            due += refuse.post_refusal(state, now)
+            due += refuse.refused_needs(state, now, seen, memory)
         case Stage.RELEASING_CHANNELS:
             due += release.releasing_needs(state, now, seen, memory)
         case Stage.POSTING_PROPOSAL:
             due += propose.post_proposal(state, now)
         case Stage.PENDING_FALLBACK:
-            due += poll.post_refusal(state, now)
+            due += refuse.post_refusal(state, now)
         case Stage.MONITOR:
             pass
         case _:
             due += propose.proposing_needs(state, now, propose.is_own(state, memory))
     if state.stage in MONITORING:
-        due += release.evidence_needs(state, now, seen, memory)
+        due += close.evidence_needs(state, now, seen, memory)
         if seen is not None and release.coins_free(state, now, seen, memory):
             due += release.release_coins(state)
     if state.stage in MONITORING or state.stage is Stage.RELEASING_CHANNELS:
-        due += release.own_money_needs(state, now, seen, memory)
+        due += broadcasts.own_money_needs(state, now, seen, memory)
         due += release.renewal(state, now, seen)
     if state.stage not in (Stage.INITIALIZED, Stage.UNCHECKED_ORIGINAL, Stage.HAS_REPLYABLE_ERROR):
-        due += release.broadcasts(state, now, seen)
+        due += broadcasts.due_broadcasts(state, now, seen)
     if watch is not None:
         due.append(watch)
     return Needs(tuple(dict.fromkeys(due)), _wake_at(state, now))
@@ -166,12 +171,12 @@ def tick(state: Receiver, now: Instant, rng: Entropy, memory: Memory) -> list[Ev
         case Stage.UNCHECKED_ORIGINAL:
             return poll.unchecked_tick(state, now)
         case Stage.HAS_REPLYABLE_ERROR:
-            return release.refused_tick(state, now, rng, seen, memory)
+            return refuse.refused_tick(state, now, rng, seen, memory)
         case Stage.RELEASING_CHANNELS:
             events = release.releasing_tick(state, now, seen, memory)
             return events or _fallback(state, now, seen)
         case Stage.POSTING_PROPOSAL | Stage.PENDING_FALLBACK | Stage.MONITOR:
-            return release.monitor_tick(state, now, seen, memory)
+            return close.monitor_tick(state, now, seen, memory)
         case Stage.CLOSED:
             return []
         case _:
@@ -181,7 +186,7 @@ def tick(state: Receiver, now: Instant, rng: Entropy, memory: Memory) -> list[Ev
 def _fallback(state: Receiver, now: Instant, seen: Look | None) -> list[Event]:
     if seen is None or state.fallback is None or state.fallback_broadcasting:
         return []
-    wanted = release.fallback_wanted(state, now, seen)
+    wanted = broadcasts.fallback_wanted(state, now, seen)
     return [ev.FallbackBroadcasting(now, state.fallback.txid)] if wanted else []
 
 
@@ -250,7 +255,7 @@ def _elsewhere(state: Receiver, input: Input, now: Instant, rng: Entropy, memory
         case Delivered() if state.stage is Stage.POSTING_PROPOSAL:
             return propose.delivered(state, input, now)
         case Delivered() if state.stage in (Stage.PENDING_FALLBACK, Stage.HAS_REPLYABLE_ERROR):
-            return poll.refusal_delivered(state, input, now)
+            return refuse.refusal_delivered(state, input, now)
         case ChannelsCleared() if state.stage is Stage.RELEASING_CHANNELS:
             return release.channels_cleared(state, input, now, seen)
         case ReplyRead():
@@ -258,14 +263,14 @@ def _elsewhere(state: Receiver, input: Input, now: Instant, rng: Entropy, memory
         case Inspection():
             return tick(state, now, rng, replace(memory, inspection=input, inspection_seq=state.seq))
         case SignedPsbt():
-            return release.own_money_signed(state, input, now, seen, memory)
+            return broadcasts.own_money_signed(state, input, now, seen, memory)
         case BroadcastAnswer():
-            return release.broadcast_answered(state, input, now)
+            return broadcasts.broadcast_answered(state, input, now)
         case CoinsFreed(coins=coins) if state.stage in MONITORING and coins == state.own_coins:
             free = seen is not None and release.coins_free(state, now, seen, memory)
             return [ev.CoinsReleased(now)] if free else []
         case CoinsHeld(missing=missing) if missing:
-            return poll.once(state, "coins", f"the wallet does not hold {missing[0]} for this session any more", now)
+            return once(state, "coins", f"the wallet does not hold {missing[0]} for this session any more", now)
         case _:
             return []
 
@@ -299,7 +304,7 @@ def command(state: Receiver, wish: Command, now: Instant, rng: Entropy) -> list[
             return [ev.Approved(now)]
         case Decline():
             _awaiting_approval(state)
-            return [poll.seal_refusal(state, ReplyCode.UNAVAILABLE, now, rng)]
+            return [refuse.seal_refusal(state, ReplyCode.UNAVAILABLE, now, rng)]
         case Reclaim():
             raise WrongUsage("only a payment that this wallet sends can be reclaimed: cancel the request instead")
         case _:

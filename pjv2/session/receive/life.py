@@ -40,7 +40,7 @@ from pjv2.session import events as ev
 from pjv2.session.facts import NodeChannel
 from pjv2.session.monitor import Draft, Sighting, Stakes, bare_txid, coin_outpoints, note_seen, note_unseen, read_tx
 from pjv2.session.needs import Mailbox
-from pjv2.units import Outpoint, Sats, SessionId, Txid
+from pjv2.units import Instant, Outpoint, Sats, SessionId, Txid
 from pjv2.wire.mailbox import short_id
 from pjv2.wire.secp import PublicKey, SecretKey
 
@@ -649,3 +649,8 @@ def unlogged(state: Receiver, listed: tuple[NodeChannel, ...]) -> tuple[NodeChan
 def received(state: Receiver, txid: Txid) -> Sats:
     """What a transaction in sight pays us, as `Seen` recorded it."""
     return next((entry.amount for entry in state.sightings if entry.txid == txid), 0)
+
+
+def once(state: Receiver, what: str, detail: str, now: Instant) -> list[ev.Event]:
+    """An alarm, unless it was raised before."""
+    return [] if (what, detail) in state.alarms else [ev.Alarm(now, what, detail)]

@@ -1,48 +1,24 @@
-"""The receiver before there is anything to lose: waiting for an Original, judging it, refusing it.
+"""The receiver before there is anything to lose: waiting for an Original, judging it.
 
 Poll the mailbox until expiry, and once more, answered, after it: an Original that was posted in time still becomes a payment
 (design rule 8). Junk in the write-once mailbox ends the polling and nothing else. The checklist runs over facts gathered in one
 trip; the store says whether an input was seen before, in the event's own transaction.
 
-Law: a refusal is recorded before it is posted (M16), and there is one content per mailbox. What is left to do before a refused
-session may close is in `release`.
+Law: an Original is accepted by the whole checklist or refused with one code; what the payer is told is in `refuse`.
 """
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pjv2.errors import BadOriginal, PayjoinError, ReplyCode
 from pjv2.psbt.original import INPUTS_REFUSED, OriginalFacts, check_original, parse_original
-from pjv2.psbt.proposal import reply_payload_error
 from pjv2.session import events as ev
 from pjv2.session.events import Outcome
 from pjv2.session.monitor import Look
-from pjv2.session.needs import Delivered, GatherFacts, InputsSeen, Need, Poll, Polled, PostReply
+from pjv2.session.needs import GatherFacts, InputsSeen, Need, Poll, Polled
 from pjv2.session.receive.life import Receiver, terms_of
-from pjv2.units import Entropy, Instant
-from pjv2.wire.message import is_v1_text, open_message_a, seal_message_b
-from pjv2.wire.secp import PublicKey, SecretKey
-
-
-def seal_refusal(state: Receiver, code: ReplyCode, now: Instant, rng: Entropy) -> ev.RefusalPosting:
-    """The one refusal of this session, fixed for ever. The payer is told the code and its standard words."""
-    payload = reply_payload_error(code)
-    original = state.original
-    if original is None or original.reply_key is None:
-        return ev.RefusalPosting(now, code, payload)
-    key = PublicKey.parse(original.reply_key)
-    return ev.RefusalPosting(now, code, seal_message_b(key, SecretKey(state.created.receiver_key), payload, rng))
-
-
-def post_refusal(state: Receiver, now: Instant) -> list[Need]:
-    """The announced refusal, until the directory took it or the request expired."""
-    if state.refusal is None or state.refusal_posted or state.expired or now >= state.created.expires:
-        return []
-    relay = state.original.relay if state.original is not None else ""
-    method: Literal["POST", "PUT"] = "PUT" if state.v1 else "POST"
-    return [PostReply(state.reply_mailbox, method, state.refusal.message, relay)]
-
+from pjv2.units import Instant
+from pjv2.wire.message import is_v1_text, open_message_a
+from pjv2.wire.secp import SecretKey
 
 # ---------------------------------------------------------------- Initialized
 
@@ -140,19 +116,3 @@ def inputs_seen(answer: InputsSeen, now: Instant) -> list[ev.Event]:
 
 def _refused(exc: BadOriginal, now: Instant) -> ev.OriginalRefused:
     return ev.OriginalRefused(now, exc.reply or ReplyCode.ORIGINAL_PSBT_REJECTED, str(exc))
-
-
-# ---------------------------------------------------------------- the refusal's delivery
-
-
-def refusal_delivered(state: Receiver, answer: Delivered, now: Instant) -> list[ev.Event]:
-    if state.refusal is None or state.refusal_posted:
-        return []
-    if answer.status == 200:
-        return [ev.RefusalPosted(now)]
-    return once(state, "refusal", f"the directory answered {answer.status} to the refusal", now)
-
-
-def once(state: Receiver, what: str, detail: str, now: Instant) -> list[ev.Event]:
-    """An alarm, unless it was raised before."""
-    return [] if (what, detail) in state.alarms else [ev.Alarm(now, what, detail)]

@@ -41,8 +41,8 @@ from pjv2.session.needs import (
     Sign,
     SignedPsbt,
 )
-from pjv2.session.receive.life import Receiver, Stage, unlogged
-from pjv2.session.receive.poll import once, seal_refusal
+from pjv2.session.receive.life import Receiver, Stage, once, unlogged
+from pjv2.session.receive.refuse import seal_refusal
 from pjv2.units import Entropy, Instant, Outpoint
 from pjv2.wire.message import seal_message_b
 from pjv2.wire.secp import PublicKey, SecretKey
@@ -168,7 +168,9 @@ def cold_obstacle(state: Receiver) -> str | None:
         return "the payer does not let the address be replaced"
     if checked.rate < accepted.economy_rate:
         # Money rule 9: what pays the cold address can be sped up by nobody here, the Original can.
-        return "the payer's fee rate is so low that the transaction may need a child, which only the cold keys could sign"
+        return (
+            "the payer's fee rate is so low that the transaction may need a child, which only the cold keys could sign"
+        )
     try:
         _cold_intent(checked, cold)
     except CannotPropose as exc:

@@ -83,9 +83,9 @@ def test_a_log_whose_coins_are_none_opens_no_channels_where_an_input_of_ours_is_
 def test_bytes_in_the_reply_mailbox_that_this_log_did_not_announce_are_not_ours():
     _, actor = at("Monitor")
     announced = actor.state.posting.message
-    assert model.receive.release.own_bytes(actor.state, want.ReplyRead(True, None))
-    assert model.receive.release.own_bytes(actor.state, want.ReplyRead(True, announced))
-    assert not model.receive.release.own_bytes(actor.state, want.ReplyRead(True, announced + b"x"))
+    assert model.receive.evidence.own_bytes(actor.state, want.ReplyRead(True, None))
+    assert model.receive.evidence.own_bytes(actor.state, want.ReplyRead(True, announced))
+    assert not model.receive.evidence.own_bytes(actor.state, want.ReplyRead(True, announced + b"x"))
 
 
 def test_a_log_in_which_two_channels_share_an_id_is_not_believed():

@@ -620,6 +620,14 @@ def test_M20_a_recorded_way_out_is_broadcast_in_every_state_until_the_coin_is_sp
     assert actor.state.coins_released
 
 
+def test_M20_a_way_out_that_the_network_refuses_is_told_once_and_tried_again():
+    world, actor = way_out_recorded()
+    world.chain.refuses.add(actor.state.way_outs[0].txid)
+    actor.do(want.Broadcast)
+    assert actor.last(ev.Alarm).what == "way out"
+    assert actor.do(want.Broadcast) == []
+
+
 def test_M20_the_way_out_of_a_release_is_carried_on_after_it():
     world, actor = releasing_after_a_crash()
     world.directory_gone = True
