@@ -15,13 +15,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pjv2 import session as model
+from pjv2.backends.heed import heeding
 from pjv2.cli.command import Until
 from pjv2.errors import NotNow
 from pjv2.session.events import Alarm, Outcome
 from pjv2.session.facts import BURIED
 from pjv2.session.receive import Stage as ReceiverStage
+from pjv2.session.receive import approve_until, awaits_approval
 from pjv2.session.send import Stage as SenderStage
-from pjv2.units import Instant, SessionId
+from pjv2.units import Instant, Sats, SessionId
 
 if TYPE_CHECKING:
     from pjv2.app import Payjoin, PublicEvent
@@ -40,8 +42,8 @@ EXIT_CODES: Mapping[Outcome, int] = {
     Outcome.EXPIRED: 5,
 }
 
-STEP = 20.0
-"""Seconds that a command may work on a session before it leaves the rest to `pjv2 run`."""
+STEP = 45.0
+"""Seconds that a command may work on a session before it leaves the rest to `pjv2 run`: longer than a directory holds a poll."""
 
 _LETTING_GO = 5.0
 
@@ -96,6 +98,14 @@ def depth(seen: Sighting, tip: int) -> int:
     return 0 if seen.height is None else max(1, tip - seen.height + 1)
 
 
+def short_of(state: model.State) -> Sats:
+    """What a payment to us that ended the session lacks, beyond our own share of a payjoin's fee; 0: nothing."""
+    closed = state.closed
+    if closed is None or not isinstance(state, model.Receiver) or closed.outcome is not Outcome.PAID_OTHERWISE:
+        return 0
+    return max(0, (closed.amount_requested or 0) - closed.amount_received)
+
+
 def waiting_for(state: model.State, tip: int = 0) -> Waiting:
     """In words, for a person who watches."""
     if state.closed is not None:
@@ -120,19 +130,29 @@ def _receiver_waits(state: model.Receiver) -> Waiting:  # noqa: PLR0911  one ret
             return Waiting("expired: looking into the mailbox once more")
         case stage.INITIALIZED:
             return Waiting("waiting for the payer", created.expires, "the request expires")
-        case stage.CHECKED_ORIGINAL if created.policy.approve == "ask" and not state.approved:
+        case stage.CHECKED_ORIGINAL if awaits_approval(state):
             ways = f"pjv2 approve {state.session[:8]} or pjv2 refuse {state.session[:8]}"
-            return Waiting(f"waiting for your approval ({ways})", created.expires, "the Original is broadcast")
+            until = approve_until(state) or created.expires
+            return Waiting(f"waiting for your approval ({ways})", until, "the Original is broadcast")
         case stage.MONITOR if not state.found and not state.fallback_broadcasting:
             return Waiting("waiting for the payer to sign", state.deadline, "his Original is broadcast")
+        case stage.MONITOR | stage.PENDING_FALLBACK if state.fallback_rejected is not None:
+            ours = "; our own coins are spent back to us" if state.way_outs else ""
+            return Waiting(f"{_refused(state.fallback_rejected)}{ours}")
         case stage.MONITOR | stage.PENDING_FALLBACK if state.fallback_broadcasting:
             return Waiting("waiting for the network to take the Original")
         case _:
             return Waiting(model.status(state))
 
 
+def _refused(reason: str) -> str:
+    return f"the network does not take the Original now ({reason}): it is tried again"
+
+
 def _sender_waits(state: model.Sender) -> Waiting:
     stage = SenderStage
+    if state.fallback_rejected is not None and not state.reclaims:
+        return Waiting(f"{_refused(state.fallback_rejected)}, and its coins stay leased")
     match state.stage:
         case stage.POLLING_FOR_PROPOSAL:
             then = "" if state.created.policy.require_payjoin else "the Original pays"
@@ -179,7 +199,7 @@ class Follower:
                 self._tell(record.name, event)
         if payment_in_sight(self.state) is not None:
             with suppress(NotNow):  # as far as it is known
-                self.tip = (await self.pj.driver.chain.tip()).height
+                self.tip = (await heeding(self.pj.driver.chain.tip())).height
         if not self.cli.json and (words := str(waiting_for(self.state, self.tip))) != self._said:
             self._said = words
             self.cli.out.say(words)
@@ -222,6 +242,8 @@ class Follower:
         if closed is not None:
             received = f": {closed.amount_received:_} sat" if closed.amount_received else ""
             self.cli.out.show(f"{closed.outcome.value}{received}" + (f" in {closed.txid}" if closed.txid else ""))
+            if missing := short_of(self.state):
+                self.cli.out.show(f"{missing:_} sat less than was asked for")
             for outpoint in closed.channels:
                 self.cli.out.show(f"channel {outpoint}")
         elif seen is not None:
@@ -269,8 +291,7 @@ async def follow(cli: Cli, pj: Payjoin, session: SessionId, until: Until) -> int
             driver.wake(session)
             await asyncio.wait({driving}, timeout=_LETTING_GO)
         finally:
-            driving.cancel()
-            await asyncio.gather(driving, return_exceptions=True)
+            await _let_go(driving)
     await follower.catch_up()
     follower.result()
     closed = follower.state.closed
@@ -278,6 +299,15 @@ async def follow(cli: Cli, pj: Payjoin, session: SessionId, until: Until) -> int
         cli.out.say(resume_words(cli, session)) if until is not Until.CLOSED else None
         return 0
     return EXIT_CODES[closed.outcome]
+
+
+async def _let_go(driving: asyncio.Task[Any]) -> None:
+    """Stop a driver. It is told again when it does not end: an HTTP client may answer and forget that it was told."""
+    while not driving.done():
+        driving.cancel()
+        await asyncio.wait({driving}, timeout=_LETTING_GO)
+    if not driving.cancelled():
+        driving.exception()  # looked at, so that asyncio does not report it as lost
 
 
 async def _news(follower: Follower, queue: asyncio.Queue[PublicEvent], driving: asyncio.Task[None]) -> None:
@@ -321,8 +351,7 @@ async def step(cli: Cli, pj: Payjoin, session: SessionId, *commands: Command) ->
         except NotNow as exc:
             cli.out.say(f"The rest is done later: {exc}")
         finally:
-            driving.cancel()
-            await asyncio.gather(driving, return_exceptions=True)
+            await _let_go(driving)
     await follower.catch_up()
     follower.result()
     if follower.state.closed is None:

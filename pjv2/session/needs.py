@@ -220,7 +220,8 @@ class Memory:
     it). `view`: its latest look at the chain for this session, and `watched` the need that it answered: "not in sight" counts
     only for what was looked for. `reply` and `inspection`: its latest answers to `ReadReply` and `InspectChannels`, each with
     the `seq` of the state it was asked in: evidence that is older than the question is none, and none survives a restart (a
-    log restored from an older copy must look again).
+    log restored from an older copy must look again). `silent`: a poll of this run found the mailbox empty, so that no older log
+    of the session can have had an Original from it.
     """
 
     own: frozenset[int] = frozenset()
@@ -230,11 +231,14 @@ class Memory:
     reply_seq: int = -1
     inspection: Inspection | None = None
     inspection_seq: int = -1
+    silent: bool = False
 
     def learned(self, need: Need, answer: Answer, seq: int) -> Memory:
         """The memory after `answer` to a `need` that was asked by the state with this `seq`."""
         if isinstance(need, Watch) and isinstance(answer, ChainView):
             return replace(self, view=answer, watched=need)
+        if isinstance(answer, Polled):
+            return replace(self, silent=self.silent or answer.body is None)
         if isinstance(answer, ReplyRead):
             return replace(self, reply=answer, reply_seq=seq)
         if isinstance(answer, Inspection):

@@ -417,10 +417,11 @@ class Receiving(Adversary):
         return next((t for t in self.world.chain.buried() if any(i.outpoint == outpoint for i in t.inputs)), None)
 
     def excused(self, session: str) -> bool:
-        """After a restore, once the directory has pruned the only place that could tell of a plain proposal: an empty mailbox counts
-        there (3.3)."""
-        name = self.receiver(session).reply_mailbox.short_id
-        return self.restored and name in self.world.written and name not in self.world.mailboxes
+        """After a restore, once the directory has pruned the only places that could tell of a plain proposal: an empty mailbox counts
+        there (3.3), and nothing names the Original's inputs any more."""
+        state = self.receiver(session)
+        names = (state.mailbox.short_id, state.reply_mailbox.short_id)
+        return self.restored and any(n in self.world.written and n not in self.world.mailboxes for n in names)
 
     def closing(self, state: model.Receiver, event: ev.Closed) -> None:
         number = self.sessions.index(state.session)
@@ -463,7 +464,7 @@ class Receiving(Adversary):
                 if session in store.now.coins.values() or session in store.now.peers.values():
                     raise Broken("S4: a closed session holds a coin or a peer")
                 for outpoint, channel in node.channels.items():
-                    if channel.memo == state.memo and not chain.depth(outpoint.txid):
+                    if channel.memo == state.memo and not chain.depth(outpoint.txid) and not self.excused(session):
                         raise Broken(f"S4: a closed session has a pending channel: {self.story(session)}")
         for session in self.sessions:
             for way_out in self.receiver(session).way_outs:

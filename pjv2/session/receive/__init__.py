@@ -86,7 +86,7 @@ def needs(state: Receiver, now: Instant, memory: Memory) -> Needs:  # noqa: PLR0
         return Needs(tuple(due), state.watch_over if watch is not None else None)
     match state.stage:
         case Stage.INITIALIZED:
-            due += poll.initialized_needs(state)
+            due += poll.initialized_needs(state, now, seen, memory)
         case Stage.UNCHECKED_ORIGINAL:
             due += poll.unchecked_needs(state)
         case Stage.HAS_REPLYABLE_ERROR:
@@ -167,7 +167,7 @@ def tick(state: Receiver, now: Instant, rng: Entropy, memory: Memory) -> list[Ev
     seen = look(state.stakes, memory)
     match state.stage:
         case Stage.INITIALIZED:
-            return poll.initialized_tick(state, now, seen)
+            return poll.initialized_tick(state, now, seen, memory)
         case Stage.UNCHECKED_ORIGINAL:
             return poll.unchecked_tick(state, now)
         case Stage.HAS_REPLYABLE_ERROR:

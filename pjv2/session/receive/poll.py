@@ -1,8 +1,9 @@
 """The receiver before there is anything to lose: waiting for an Original, judging it.
 
 Poll the mailbox until expiry, and once more, answered, after it: an Original that was posted in time still becomes a payment
-(design rule 8). Junk in the write-once mailbox ends the polling and nothing else. The checklist runs over facts gathered in one
-trip; the store says whether an input was seen before, in the event's own transaction.
+(design rule 8). Nor does a cancelled request end before one answer: its log may be older than what stands in the mailbox. Junk in the
+write-once mailbox ends the polling and nothing else. The checklist runs over facts gathered in one trip; the store says whether an
+input was seen before, in the event's own transaction.
 
 Law: an Original is accepted by the whole checklist or refused with one code; what the payer is told is in `refuse`.
 """
@@ -14,8 +15,9 @@ from pjv2.psbt.original import INPUTS_REFUSED, OriginalFacts, check_original, pa
 from pjv2.session import events as ev
 from pjv2.session.events import Outcome
 from pjv2.session.monitor import Look
-from pjv2.session.needs import GatherFacts, InputsSeen, Need, Poll, Polled
-from pjv2.session.receive.life import Receiver, terms_of
+from pjv2.session.needs import GatherFacts, InputsSeen, Memory, Need, Poll, Polled
+from pjv2.session.receive.evidence import inspect, inspected, with_node
+from pjv2.session.receive.life import Receiver, once, terms_of, unlogged
 from pjv2.units import Instant
 from pjv2.wire.message import is_v1_text, open_message_a
 from pjv2.wire.secp import SecretKey
@@ -23,12 +25,13 @@ from pjv2.wire.secp import SecretKey
 # ---------------------------------------------------------------- Initialized
 
 
-def polling(state: Receiver) -> bool:
-    return state.spoiled is None and not state.cancelled and not state.polled_out
+def polling(state: Receiver, memory: Memory) -> bool:
+    """Until expiry or a person's word, and then until one answer: a log that was restored may have had an Original before."""
+    return state.spoiled is None and not state.polled_out and not (state.cancelled and memory.silent)
 
 
 def polled(state: Receiver, answer: Polled, now: Instant) -> list[ev.Event]:
-    if not polling(state):
+    if state.spoiled is not None or state.polled_out:
         return []
     if answer.body is None:
         return [ev.ExpiryPassed(now, polled=True)] if state.expired else []
@@ -43,24 +46,43 @@ def polled(state: Receiver, answer: Polled, now: Instant) -> list[ev.Event]:
     return [ev.OriginalReceived(now, message.body, message.reply.compressed, answer.relay)]
 
 
-def initialized_needs(state: Receiver) -> list[Need]:
-    return [Poll(state.mailbox)] if polling(state) else []
+def initialized_needs(state: Receiver, now: Instant, look: Look | None, memory: Memory) -> list[Need]:
+    due: list[Need] = [Poll(state.mailbox)] if polling(state, memory) else []
+    if with_node(state) and inspected(state, memory) is None and _ending(state, now, look, memory):
+        due.append(inspect(state))
+    return due
 
 
-def initialized_tick(state: Receiver, now: Instant, look: Look | None) -> list[ev.Event]:
+def initialized_tick(state: Receiver, now: Instant, look: Look | None, memory: Memory) -> list[ev.Event]:
     """The ends of a request that no Original came for (3.4)."""
+    ending = _ending(state, now, look, memory)
+    if not ending or not with_node(state) or now >= state.watch_over:
+        return ending
+    seen = inspected(state, memory)
+    if seen is None:
+        return []
+    if unlogged(state, seen.channels):
+        # An older log had an Original that nobody can read any more: no burial can be told to prove its proposal dead.
+        return once(state, "channels", "the node lists a channel of this request that the log does not know", now)
+    return ending
+
+
+def _ending(state: Receiver, now: Instant, look: Look | None, memory: Memory) -> list[ev.Event]:
     if look is None:
         return []
-    buried = next((sight for sight in look.of("address") if sight.buried), None)
-    if buried is not None:
-        paid = sum(sight.amount for sight in look.of("address") if sight.buried)
-        return [ev.Closed(now, Outcome.PAID_OTHERWISE, buried.txid, state.created.amount, paid)]
-    if not look.covers or look.of("address"):
+    # The mailbox was seen empty, or can hold no Original: no proposal of an older log is out.
+    silent = memory.silent or state.polled_out or state.spoiled is not None or now >= state.watch_over
+    paid = look.of("address")
+    final = [sight for sight in paid if sight.buried]
+    asked = state.created.amount
+    if final and silent:
+        return [ev.Closed(now, Outcome.PAID_OTHERWISE, final[0].txid, asked, sum(sight.amount for sight in final))]
+    if not look.covers or paid or not silent:
         return []
     if state.cancelled:
-        return [ev.Closed(now, Outcome.CANCELLED, None, state.created.amount, 0)]
+        return [ev.Closed(now, Outcome.CANCELLED, None, asked, 0)]
     if state.expired and (state.polled_out or now >= state.watch_over):
-        return [ev.Closed(now, Outcome.EXPIRED, None, state.created.amount, 0)]
+        return [ev.Closed(now, Outcome.EXPIRED, None, asked, 0)]
     return []
 
 

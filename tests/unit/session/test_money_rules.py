@@ -59,6 +59,8 @@ def test_M01_the_same_payment_ends_a_request_that_no_original_came_for():
     actor = world.receiver()
     world.chain.put(world.payment(100_000), depth=6)
     actor.look()
+    assert actor.state.closed is None  # an older log may have had an Original: the mailbox tells
+    actor.do(want.Poll)
     assert (actor.state.closed.outcome, actor.state.closed.amount_received) == (Outcome.PAID_OTHERWISE, 100_000)
 
 
@@ -341,6 +343,44 @@ def test_M07_a_v1_payer_who_took_our_refusal_was_given_nothing_else():
     world.now = gone.state.watch_over
     gone.settle()
     assert gone.state.closed.outcome is Outcome.REFUSED
+
+
+def test_M07_a_request_whose_log_lost_everything_does_not_end_beside_its_proposal():
+    _, actor = posted(None)
+    actor.restore(ev.OriginalReceived)
+    actor.feed(want.Cancel(broadcast=False))
+    actor.look()
+    assert actor.state.closed is None
+    actor.run("Monitor")
+    assert actor.last(ev.ProposalFound).where == "mailbox"
+
+
+def test_M07_a_request_with_a_node_does_not_end_beside_a_channel_that_its_log_lost():
+    world, actor = posted()
+    actor.restore(ev.OriginalReceived)
+    world.mailbox = None  # pruned
+    world.now += 8 * DAY
+    actor.settle()
+    actor.look()
+    actor.do(want.Poll)
+    assert actor.state.closed is None
+    actor.do(want.InspectChannels)
+    assert actor.state.closed is None
+    assert actor.last(ev.Alarm).what == "channels"
+    world.now = actor.state.watch_over
+    actor.settle()
+    assert actor.state.closed.outcome is Outcome.EXPIRED
+
+
+def test_M07_a_request_with_a_node_ends_where_the_node_knows_nothing_of_it():
+    world = World()
+    actor = world.receiver(PLAN)
+    actor.feed(want.Cancel())
+    actor.look()
+    actor.do(want.Poll)
+    assert actor.state.closed is None
+    actor.do(want.InspectChannels)
+    assert actor.state.closed.outcome is Outcome.CANCELLED
 
 
 def test_M07_a_read_from_before_the_state_was_entered_is_no_evidence():
