@@ -45,6 +45,7 @@ from pjv2.session.facts import ChannelFailure, Inspection, ReservedChannel, Secu
 from pjv2.session.monitor import LEASE
 from pjv2.session.needs import (
     Answer,
+    Bip78Answer,
     Broadcast,
     BroadcastAnswer,
     ChannelsCleared,
@@ -66,6 +67,7 @@ from pjv2.session.needs import (
     PeerTaken,
     Poll,
     Polled,
+    PostBip78,
     PostOriginal,
     PostReply,
     ReadReply,
@@ -121,10 +123,11 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A want under way, and the `seq` of the state that asked: evidence older than its question is none."""
+    """A want under way, the `seq` of the state that asked, and when: evidence older than its question is none."""
 
     task: asyncio.Task[Answer]
     seq: int
+    at: Instant
 
 
 class Driver:
@@ -264,7 +267,7 @@ class Driver:
                             if once and need in asked:
                                 continue
                             asked.add(need)
-                            tasks[need] = Asked(asyncio.create_task(self._perform(run, need)), run.state.seq)
+                            tasks[need] = Asked(asyncio.create_task(self._perform(run, need)), run.state.seq, now)
                     if await self._wait(run, tasks, woken, wants, deadline):
                         await self._reload(run)
                     await self._take(run, tasks)
@@ -343,7 +346,7 @@ class Driver:
                 self._back_off(run, need, exc)
                 continue
             run.failures.pop(kind, None)
-            run.memory = run.memory.learned(need, answer, asked.seq)
+            run.memory = run.memory.learned(need, answer, asked.seq, asked.at)
             if isinstance(answer, BroadcastAnswer):
                 for watch in [kind for kind in run.not_before if isinstance(kind, Watch)]:
                     del run.not_before[watch]  # what we just sent is looked for at once
@@ -484,6 +487,9 @@ class Driver:
                 request = MailboxRequest("POST", mailbox.short_id, message)
                 reply, relay = await self._exchange(run, mailbox.directory, mailbox.keys, request)
                 return Delivered(reply.status, relay)
+            case PostBip78(url=url, body=body):
+                answer = await self.mailroom.bip78(url, body, session=run.session)
+                return Bip78Answer(answer.status, answer.body)
             case PostReply(mailbox=mailbox, method=method, message=message, avoid_relay=avoid):
                 request = MailboxRequest(method, mailbox.short_id, message)
                 reply, relay = await self._exchange(run, mailbox.directory, mailbox.keys, request, avoid)
@@ -694,7 +700,7 @@ def _needless(tasks: Iterable[Need], wants: model.Needs) -> frozenset[Need]:
     """Wants under way that nobody has any more. What is on its way out to others is not called back half-way: its answer is
     heard, whatever became of the session meanwhile."""
     return frozenset(
-        need for need in tasks if need not in wants.due and not isinstance(need, Broadcast | PostReply | PostOriginal)
+        need for need in tasks if need not in wants.due and not isinstance(need, Broadcast | PostReply | PostOriginal | PostBip78)
     )
 
 

@@ -43,8 +43,16 @@ class Carried:
     relay: str
 
 
+@dataclass(frozen=True, slots=True)
+class ServerReply:
+    """What a payee's own server answered (BIP78)."""
+
+    status: int
+    body: bytes = field(repr=False)
+
+
 class Mailroom(Protocol):
-    """Directories behind oblivious relays."""
+    """Directories behind oblivious relays; and for payees of the first version, their own servers."""
 
     async def directory(self) -> tuple[str, KeyConfig]:
         """A directory for a new request, and its keys, fetched through relays. NotNow when there is none."""
@@ -57,6 +65,13 @@ class Mailroom(Protocol):
 
         `avoid` names a relay not to use where there is another. `session` isolates connections where a proxy is used.
         NotNow: relay or directory trouble (`KeyRotated` when the directory no longer knows `keys`).
+        """
+        ...
+
+    async def bip78(self, url: str, body: bytes, *, session: SessionId) -> ServerReply:
+        """One POST of an Original to the payee's own server, over TLS or to an onion service; no redirect is followed.
+
+        NotNow: the server cannot be reached, or its certificate is not trusted.
         """
         ...
 

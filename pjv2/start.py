@@ -4,7 +4,7 @@ It asks beforehand everything that a payment will need (keys, wallet, chain, nod
 not offered when it cannot work, and refuses in one sentence with the missing number. After this module, only the driver works
 on a session.
 
-Law: the address and its derivation index are on disk before the URI exists; coins of an Original are leased in the same
+Law: every address and its derivation index are on disk before the URI exists; coins of an Original are leased in the same
 append that creates its session; channels are not opened here (money rule 1), their peers are only greeted.
 """
 
@@ -13,17 +13,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from pjv2 import session as model
 from pjv2.driver import Driver
 from pjv2.errors import Expired, NotNow, PayjoinError, WrongUsage
-from pjv2.ports import SessionRow
+from pjv2.ports import SessionRow, WalletAddress
 from pjv2.psbt.plan import ChannelOrder, ChannelPlan, PlanExplanation, check_plan
 from pjv2.psbt.tx import Psbt, TxOut, address_to_script
 from pjv2.psbt.verify import make_sent_original
-from pjv2.session.events import Policy
+from pjv2.session.events import ColdAddress, Policy
 from pjv2.units import FeeRate, Network, Sats, SessionId
-from pjv2.wire.uri import V2Endpoint, parse_uri
+from pjv2.wire.uri import PjUri, V1Endpoint, V2Endpoint, parse_uri
 
 MAX_EXPIRE_IN = 518_400
 """Six days: proposing never outlives the mailbox, which a directory keeps for seven."""
@@ -33,9 +34,20 @@ FUND_LEASE = 600.0
 The driver takes the long lease when it first works on the session."""
 
 
+class ColdSource(Protocol):
+    """Public keys of a wallet that is kept elsewhere. All it does is to name its next address, once."""
+
+    async def network(self) -> Network: ...
+
+    async def new_address(self) -> WalletAddress:
+        """Its index is on disk before it is answered. NotNow, WrongUsage, CannotRead."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A payment request: show `uri` to the payer. `plan` explains the channels, if any."""
+    """A payment request: show `uri` to the payer. `plan` explains the channels, if any; `cold` is the address of the cold wallet that
+    a proposal sends the payment to, which is shown to nobody else."""
 
     session: SessionId
     uri: str
@@ -43,6 +55,7 @@ class Request:
     amount: Sats | None
     expires: int
     plan: PlanExplanation | None = None
+    cold: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +81,12 @@ async def receive(
     label: str | None = None,
     note: str | None = None,
     order: str | None = None,
+    cold: ColdSource | None = None,
 ) -> Request:
     """Make a payment request, with or without a channel plan.
 
-    `amount` in sats, `expire_in` in seconds (1 to 518,400). With `order`, asking again answers the same request.
+    `amount` in sats, `expire_in` in seconds (1 to 518,400). With `order`, asking again answers the same request. With `cold`, a
+    proposal sends the payment to an address of that wallet, where the payer lets it; `cold_for` chooses it.
     Raises WrongUsage (a plan or amount that cannot be), NotNow (a part that a payment needs is not there).
     """
     if not 0 < expire_in <= MAX_EXPIRE_IN:
@@ -79,12 +94,15 @@ async def receive(
     if order is not None and (row := await driver.store.find(order=order)) is not None:
         return await _request_again(driver, row.session)
     genesis = await _right_network(driver, network)
+    if cold is not None and await cold.network() is not network:
+        raise WrongUsage(f"the cold wallet is for {await cold.network()}, the configuration says {network}")
     plan, explanation, node = None, None, None
     if channels:
         plan, explanation, node = await _check_channels(driver, channels, amount, policy, deposit, top_up)
     tip = await driver.chain.tip()
     directory, keys = await driver.mailroom.directory()
     address = await driver.wallet.new_address()
+    kept = await cold.new_address() if cold is not None else None
     now = driver.clock.now()
     created = model.create_receiver(
         now,
@@ -106,6 +124,7 @@ async def receive(
         label=label,
         note=note,
         order=order,
+        cold=ColdAddress(kept.address, kept.script, kept.index) if kept is not None else None,
     )
 
     def row_of(state: model.State) -> SessionRow:
@@ -125,13 +144,29 @@ async def receive(
         )
 
     state = await driver.create(created, row_of)
-    return Request(state.session, _uri_of(state), address.address, amount, created.expires, explanation)
+    paid_to = kept.address if kept is not None else None
+    return Request(state.session, _uri_of(state), address.address, amount, created.expires, explanation, paid_to)
+
+
+def cold_for(source: ColdSource | None, wanted: bool | None, channels: Sequence[object]) -> ColdSource | None:
+    """The cold wallet that a request is made with: where there is one and no channels are planned, unless somebody says otherwise.
+
+    Raises WrongUsage when it is wanted and cannot be.
+    """
+    if wanted and channels:
+        raise WrongUsage("channels take the payment into the Lightning node: ask for channels, or for a cold address")
+    if wanted and source is None:
+        raise WrongUsage("there is no cold wallet: name its public descriptor in [wallet] cold_descriptor")
+    return None if channels or wanted is False else source
 
 
 async def _request_again(driver: Driver, session: SessionId) -> Request:
     state = await driver.load(session)
-    created = state.created
-    return Request(session, _uri_of(state), created.address, created.amount, created.expires)
+    uri, created = _uri_of(state), state.created
+    cold = state.created.cold if isinstance(state, model.Receiver) else None
+    return Request(
+        session, uri, created.address, created.amount, created.expires, cold=cold.address if cold is not None else None
+    )
 
 
 def _uri_of(state: model.State) -> str:
@@ -193,14 +228,14 @@ async def send(
     amount: Sats | None = None,
     again: bool = False,
 ) -> Payment:
-    """Pay a BIP77 URI: fund and sign the Original, lease its coins, and store the session; the driver does the rest.
+    """Pay a BIP77 or BIP78 URI: fund and sign the Original, lease its coins, and store the session; the driver does the rest.
 
     Raises BadUri, Expired, WrongUsage (amount missing or different, money short, URI paid before), NotNow.
     """
     parsed = parse_uri(uri)
     endpoint = parsed.endpoint
-    if not isinstance(endpoint, V2Endpoint):
-        raise WrongUsage("this URI has no payjoin v2 endpoint: pay it with an ordinary wallet")
+    if endpoint is None:
+        raise WrongUsage("this URI offers no payjoin: pay it with an ordinary wallet")
     script = address_to_script(parsed.address, network)
     if parsed.amount is not None and amount is not None and amount != parsed.amount:
         raise WrongUsage(f"the request asks for {parsed.amount} sat, not {amount}")
@@ -208,16 +243,25 @@ async def send(
     if pays is None:
         raise WrongUsage("the request names no amount: say how much to pay")
     now = driver.clock.now()
-    if endpoint.expires <= now:
+    if isinstance(endpoint, V2Endpoint) and endpoint.expires <= now:
         raise Expired("this payment request has expired: ask the payee for a new one")
-    uri_id = await _never_paid(driver, hashlib.sha256(endpoint.receiver.compressed).hexdigest(), again)
+    uri_id = await _never_paid(driver, _request_id(parsed, endpoint), again)
     genesis = await _right_network(driver, network)
     in_use = frozenset(await driver.store.coins_in_use())
     lock_id = driver.entropy.token(32)
     funded = await driver.wallet.fund([TxOut(pays, script)], rate, lock_id, now + FUND_LEASE, avoid=in_use)
     inputs = [txin.outpoint for txin in Psbt.parse(funded).tx.inputs]
     try:
-        original = make_sent_original(Psbt.parse(funded), script, pays, min_fee_rate=rate)
+        first = isinstance(endpoint, V1Endpoint)
+        original = make_sent_original(
+            Psbt.parse(funded),
+            script,
+            pays,
+            min_fee_rate=rate,
+            # A mailbox's answer is authenticated; a server's is not, and its URI may forbid substitution (BIP78 `pjos`).
+            substitution=parsed.output_substitution or not first,
+            version=1 if first else 2,
+        )
         created = model.create_sender(
             now,
             driver.entropy,
@@ -253,6 +297,13 @@ async def send(
         await driver.wallet.unlock(inputs, lock_id)
         raise
     return Payment(created.session, pays, created.fee, original.params.max_fee_contribution or 0)
+
+
+def _request_id(uri: PjUri, endpoint: V2Endpoint | V1Endpoint) -> str:
+    """What is paid once only: a receiver key, or an address at a server."""
+    if isinstance(endpoint, V2Endpoint):
+        return hashlib.sha256(endpoint.receiver.compressed).hexdigest()
+    return hashlib.sha256(f"bip78 {uri.address} {endpoint.url}".encode()).hexdigest()
 
 
 async def _never_paid(driver: Driver, uri_id: str, again: bool) -> str:

@@ -60,7 +60,8 @@ async def run(
     async with cli.payjoin() as pj:
         rate = rate or await pj.driver.chain.fee_rate(6)
         endpoint = parsed.endpoint
-        if isinstance(endpoint, V2Endpoint) and endpoint.expires > pj.driver.clock.now():
+        expired = isinstance(endpoint, V2Endpoint) and endpoint.expires <= pj.driver.clock.now()
+        if endpoint is not None and not expired:
             code = await _payjoin(
                 asking,
                 pj,
@@ -105,15 +106,13 @@ class Asking:
 
 def _why_plainly(parsed: PjUri, *, require_payjoin: bool) -> str:
     """Why this becomes an ordinary payment; "" where that is what the URI asks for. Raises WrongUsage, Expired."""
-    from pjv2.wire.uri import V1Endpoint, V2Endpoint
+    from pjv2.wire.uri import V2Endpoint
 
     match parsed.endpoint:
         case V2Endpoint():
             reason = "This payjoin request has expired. Its address can still be paid"
             if require_payjoin:
                 raise Expired("this payjoin request has expired: ask the payee for a new one")
-        case V1Endpoint():
-            reason = "This request names a payjoin server of the first version (BIP78), which this version of pjv2 does not speak"
         case _:
             reason = ""
     if require_payjoin:

@@ -3,18 +3,19 @@
 It refuses what cannot be broadcast, pays too little, spends our own coins or contradicts the chain. What an input is worth is
 read from the chain source, never from the PSBT. Inputs seen before are refused by the store, in the event's own transaction.
 
-Law: one function per rule, the rule quoted above it; only a CheckedOriginal can be answered with a proposal.
+Law: one function per rule, the rule quoted above it; only a CheckedOriginal can be answered with a proposal. Live is rebuilding plus
+the rules; a log is rebuilt without them, so that a rule that comes later never makes an open session unreadable.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from pjv2.errors import BadOriginal, PeerMistake, ReplyCode
+from pjv2.errors import BadOriginal, CannotRead, PeerMistake, ReplyCode
 from pjv2.psbt.coin import Coin, commits_to_all
-from pjv2.psbt.params import Params, parse_params
+from pjv2.psbt.params import Params, parse_params, restore_params
 from pjv2.psbt.tx import Psbt, PsbtInput, ScriptKind, Tx, TxOut
 from pjv2.units import MAX_MONEY, FeeRate, Instant, Outpoint, Sats, Txid
 
@@ -141,6 +142,18 @@ def parse_original(body: bytes, *, v1: bool = False) -> OriginalPayload:
 
     Raises BadOriginal, whose `.reply` is what the payer is told (reference: unchecked_from_payload).
     """
+    return _read_payload(body, v1, parse_params)
+
+
+def restore_payload(body: bytes, *, v1: bool = False) -> OriginalPayload:
+    """The body of an Original that was accepted once: as `parse_original`, but today's limits for the parameters are not asked.
+
+    What stays refused is no PSBT, no transaction, or contradicts itself, and no version ever accepted that. Raises BadOriginal.
+    """
+    return _read_payload(body, v1, restore_params)
+
+
+def _read_payload(body: bytes, v1: bool, read_params: Callable[..., Params]) -> OriginalPayload:
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError as exc:
@@ -148,7 +161,7 @@ def parse_original(body: bytes, *, v1: bool = False) -> OriginalPayload:
     encoded, newline, query = text.partition("\n")
     if not newline:
         raise BadOriginal("the payer's message has no line break between PSBT and parameters")
-    params = parse_params(query.strip("\0"), default_version=1 if v1 else 2)
+    params = read_params(query.strip("\0"), default_version=1 if v1 else 2)
     try:
         psbt = Psbt.from_base64(encoded.strip("\0"))
         check_shape(psbt)
@@ -179,41 +192,67 @@ def check_previous_outputs(psbt: Psbt) -> tuple[TxOut, ...]:
     return prevouts
 
 
-# --- judging ---------------------------------------------------------------------------------------------------------
+# --- judging and rebuilding ------------------------------------------------------------------------------------------
 
 
 def check_original(payload: OriginalPayload, facts: OriginalFacts, terms: ReceiverTerms) -> CheckedOriginal:
     """Judge an Original by the facts. Raises BadOriginal: `.reply` is the code for the payer, the message is for us."""
-    tx = final_transaction(payload)
+    every_input_signed(payload)
     broadcast_suitability(facts)
-    prevouts = real_previous_outputs(payload, facts)
-    fee, rate = sufficient_fee(tx, prevouts, terms)
-    inputs_not_owned(tx, facts, prevouts, terms)
-    paid_vouts = payment_outputs(tx, terms)
-    paid = sufficient_amount(tx, paid_vouts, terms)
+    real_previous_outputs(payload, facts)
+    no_money_from_nowhere(payload, facts)
+    checked = restore_original(payload, facts.prevouts, terms, tip=facts.tip, tip_time=facts.tip_time)
+    sufficient_fee(checked)
+    inputs_not_owned(checked, facts)
+    payment_is_there(checked)
+    sufficient_amount(checked)
+    return checked
+
+
+def restore_original(
+    payload: OriginalPayload, prevouts: Mapping[Outpoint, Prevout], terms: ReceiverTerms, *, tip: int, tip_time: float
+) -> CheckedOriginal:
+    """What an Original with these previous outputs means for us, without asking whether it should be accepted.
+
+    `check_original` asks its rules about this value; a log, whose Original was accepted once, needs it only rebuilt. What is
+    derived here is the meaning of old logs: a new refusal belongs into a rule. Raises CannotRead when a previous output is missing or
+    they are worth less than the outputs: these facts belong to another Original.
+    """
+    tx = payload.psbt.extract()
+    found = [prevouts.get(txin.outpoint) for txin in tx.inputs]
+    spent = tuple(real.txout for real in found if real is not None)
+    if len(spent) != len(found):
+        raise CannotRead("the recorded facts lack a previous output of the Original")
+    fee = _fee(tx, spent)
+    if fee < 0:
+        raise CannotRead("the recorded previous outputs are worth less than the Original pays out")
+    paid_vouts = tuple(vout for vout, txout in enumerate(tx.outputs) if txout.script == terms.script)
     return CheckedOriginal(
         payload=payload,
         tx=tx,
-        prevouts=prevouts,
-        paid=paid,
+        prevouts=spent,
+        paid=sum(tx.outputs[vout].value for vout in paid_vouts),
         paid_vouts=paid_vouts,
         fee=fee,
-        rate=rate,
+        rate=FeeRate.of(fee, tx.weight),
         contribution=usable_contribution(payload.params, tx, paid_vouts),
         substitution=substitution_allowed(payload),
-        txid_is_stable=txid_is_stable(tx, prevouts),
+        txid_is_stable=txid_is_stable(tx, spent),
         terms=terms,
-        tip=facts.tip,
-        tip_time=facts.tip_time,
+        tip=tip,
+        tip_time=tip_time,
     )
 
 
+def _fee(tx: Tx, spent: Sequence[TxOut]) -> Sats:
+    return sum(txout.value for txout in spent) - sum(txout.value for txout in tx.outputs)
+
+
 # BIP78, "Sender's original PSBT": "all the inputs ... MUST be finalized".
-def final_transaction(payload: OriginalPayload) -> Tx:
+def every_input_signed(payload: OriginalPayload) -> None:
     for index, psbt_input in enumerate(payload.psbt.inputs):
         if not psbt_input.is_final:
             raise BadOriginal(f"input {index} of the Original is not signed")
-    return payload.psbt.extract()
 
 
 # BIP78, receiver's checklist: "verify the original transaction can be broadcast". Known already = under way, never a refusal.
@@ -230,8 +269,7 @@ def broadcast_suitability(facts: OriginalFacts) -> None:
 
 
 # Protocol: previous outputs come from the chain; a claimed script once got a receiver to sign its own coin away (1682f627).
-def real_previous_outputs(payload: OriginalPayload, facts: OriginalFacts) -> tuple[TxOut, ...]:
-    found = []
+def real_previous_outputs(payload: OriginalPayload, facts: OriginalFacts) -> None:
     for index, txin in enumerate(payload.psbt.tx.inputs):
         real = facts.prevouts.get(txin.outpoint)
         if real is None:
@@ -240,42 +278,41 @@ def real_previous_outputs(payload: OriginalPayload, facts: OriginalFacts) -> tup
             )
         if payload.psbt.prevout(index) not in (None, real.txout):
             raise BadOriginal(f"the Original tells another output for {txin.outpoint} than the chain holds")
-        found.append(real.txout)
-    return tuple(found)
+
+
+# BIP78 expects a fee; what pays out more than it spends is no transaction.
+def no_money_from_nowhere(payload: OriginalPayload, facts: OriginalFacts) -> None:
+    tx = payload.psbt.tx
+    if _fee(tx, [facts.prevouts[txin.outpoint].txout for txin in tx.inputs]) < 0:
+        raise BadOriginal("the Original pays out more than it spends")
 
 
 # Reference: check_broadcast_suitability(min_fee_rate): floor(fee / weight) >= min, "Original PSBT fee rate too low".
-def sufficient_fee(tx: Tx, prevouts: Sequence[TxOut], terms: ReceiverTerms) -> tuple[Sats, FeeRate]:
-    fee = sum(txout.value for txout in prevouts) - sum(txout.value for txout in tx.outputs)
-    if fee < 0:
-        raise BadOriginal("the Original pays out more than it spends")
-    rate = FeeRate.of(fee, tx.weight)
-    if rate < terms.min_fee_rate:
-        raise BadOriginal(f"the Original's fee rate is too low: {rate}, and {terms.min_fee_rate} is asked")
-    return fee, rate
+def sufficient_fee(checked: CheckedOriginal) -> None:
+    if checked.rate < checked.terms.min_fee_rate:
+        raise BadOriginal(
+            f"the Original's fee rate is too low: {checked.rate}, and {checked.terms.min_fee_rate} is asked"
+        )
 
 
 # BIP78: "If the sender included inputs ... owned by the receiver, return original-psbt-rejected". By outpoint, not by script.
-def inputs_not_owned(tx: Tx, facts: OriginalFacts, prevouts: Sequence[TxOut], terms: ReceiverTerms) -> None:
-    for txin, prevout in zip(tx.inputs, prevouts, strict=True):
-        if txin.outpoint in facts.owned or prevout.script == terms.script:
+def inputs_not_owned(checked: CheckedOriginal, facts: OriginalFacts) -> None:
+    for txin, prevout in zip(checked.tx.inputs, checked.prevouts, strict=True):
+        if txin.outpoint in facts.owned or prevout.script == checked.terms.script:
             raise BadOriginal(INPUTS_REFUSED)
 
 
 # Reference: identify_receiver_outputs, "Missing payment.". Only this session's own script counts; an older address of ours does not.
-def payment_outputs(tx: Tx, terms: ReceiverTerms) -> tuple[int, ...]:
-    vouts = tuple(vout for vout, txout in enumerate(tx.outputs) if txout.script == terms.script)
-    if not vouts:
+def payment_is_there(checked: CheckedOriginal) -> None:
+    if not checked.paid_vouts:
         raise BadOriginal("the Original does not pay this session's address")
-    return vouts
 
 
 # The reference leaves it to the application: less than asked is no payment, more is accepted.
-def sufficient_amount(tx: Tx, paid_vouts: Sequence[int], terms: ReceiverTerms) -> Sats:
-    paid = sum(tx.outputs[vout].value for vout in paid_vouts)
-    if paid < (terms.amount or 1):
-        raise BadOriginal(f"the Original pays {paid} sat, and {terms.amount or 1} sat are asked")
-    return paid
+def sufficient_amount(checked: CheckedOriginal) -> None:
+    asked = checked.terms.amount or 1
+    if checked.paid < asked:
+        raise BadOriginal(f"the Original pays {checked.paid} sat, and {asked} sat are asked")
 
 
 # Protocol 4.2(6): the contribution is dropped, not clamped, when its index is out of range, points to an output of ours, or the

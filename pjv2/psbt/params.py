@@ -2,7 +2,8 @@
 
 It refuses unknown versions and fee rates that are no finite number in 0..25000 sat/vB; every other oddity is ignored, as the BIP asks.
 
-Law: substitution is disabled by exactly `true`, and a contribution exists only when both its parameters do.
+Law: substitution is disabled by exactly `true`, and a contribution exists only when both its parameters do. Limits are asked when
+a query arrives, never again when a log is read.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from pjv2.errors import BadOriginal, ReplyCode, WrongUsage
 from pjv2.units import FeeRate, Sats
 
 SUPPORTED_VERSIONS = (1, 2)
+_EVER_SUPPORTED = (1, 2)
+"""Versions whose meaning a log may rest on: SUPPORTED_VERSIONS may lose one, this never does."""
 DEFAULT_MIN_FEE_RATE = FeeRate(250)
 MAX_MIN_FEE_RATE = FeeRate(25_000 * 250)
 _FLOAT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,4})?\Z", re.ASCII)
@@ -35,11 +38,27 @@ class Params:
     min_fee_rate: FeeRate = DEFAULT_MIN_FEE_RATE
 
 
-def parse_params(query: str, *, default_version: int = 1, versions: tuple[int, ...] = SUPPORTED_VERSIONS) -> Params:
+def parse_params(query: str, *, default_version: int = 1, versions: tuple[int, ...] | None = None) -> Params:
     """Read a query such as `v=2&minfeerate=1.5`; without `v` it is of `default_version`.
 
-    Raises BadOriginal: `.reply` is version-unsupported for a version not in `versions`, original-psbt-rejected for a bad fee rate.
+    Raises BadOriginal: `.reply` is version-unsupported for a version not in `versions` (those that are supported), and
+    original-psbt-rejected for a bad fee rate.
     """
+    params = _read(query, default_version, SUPPORTED_VERSIONS if versions is None else versions)
+    if params.min_fee_rate > MAX_MIN_FEE_RATE:
+        raise BadOriginal("the payer's minfeerate is out of range")
+    return params
+
+
+def restore_params(query: str, *, default_version: int = 1) -> Params:
+    """The query of an Original that was accepted once: today's limits are not asked again.
+
+    Raises BadOriginal when it cannot be read, or is of a version that was never supported.
+    """
+    return _read(query, default_version, _EVER_SUPPORTED)
+
+
+def _read(query: str, default_version: int, versions: tuple[int, ...]) -> Params:
     pairs = _pairs(query)
     fee_output = _integer(pairs.get("additionalfeeoutputindex"))
     contribution = _integer(pairs.get("maxadditionalfeecontribution"))
@@ -109,7 +128,7 @@ def _version(text: str | None, default: int, versions: tuple[int, ...]) -> int:
 
 
 def _fee_rate(text: str | None) -> FeeRate:
-    """minfeerate in sat/vB, rounded up to the next sat/kwu; finite, not negative, at most 25000 (reference 1.1.0, #1845)."""
+    """minfeerate in sat/vB, rounded up to the next sat/kwu; finite, not negative (reference 1.1.0, #1845)."""
     if text is None:
         return DEFAULT_MIN_FEE_RATE
     if not _FLOAT.match(text):
@@ -120,7 +139,4 @@ def _fee_rate(text: str | None) -> FeeRate:
     if number.adjusted() < -12:
         return FeeRate(1 if number else 0)
     scaled = Fraction(number) * 250
-    rate = FeeRate(-(-scaled.numerator // scaled.denominator))
-    if rate > MAX_MIN_FEE_RATE:
-        raise BadOriginal("the payer's minfeerate is out of range")
-    return rate
+    return FeeRate(-(-scaled.numerator // scaled.denominator))

@@ -306,8 +306,9 @@ def make_intent(
 ) -> Intent:
     """Decide every amount of a proposal; nothing is promised yet. Raises CannotPropose when caps, dust or size forbid it.
 
-    Without a plan the payment output takes what was paid and our coins, less our fee; `substitute` replaces its script where the
-    payer allows that. With a plan, channels take the payment and our coins return whole, less our fee, as change.
+    Without a plan the payment output takes what was paid and our coins, less our fee; `substitute` replaces the script of every
+    payment output where the payer allows that, and then no coin of ours is needed. With a plan, channels take the payment and our
+    coins return whole, less our fee, as change.
     """
     chosen = tuple(coins)
     _usable_coins(checked, chosen, channels=plan is not None)
@@ -355,15 +356,13 @@ def _plain_outputs(
     script = substitute if substitute is not None and checked.substitution else checked.terms.script
     if not coins and script == checked.terms.script:
         raise CannotPropose("there is no coin of ours to contribute")
-    fees = _fees(checked, coins, [script, *(checked.terms.script for _ in others)])
+    fees = _fees(checked, coins, [script] * len(checked.paid_vouts))
     original = checked.tx.outputs[first].value
     value = original + sum(coin.txout.value for coin in coins) - fees.ours
     if not checked.substitution and value < original:
         raise CannotPropose("the payment output would shrink, which the payer does not allow")
     outputs = [PlannedOutput(OutputRole.PAYMENT, value, script)]
-    outputs += [
-        PlannedOutput(OutputRole.PAYMENT, checked.tx.outputs[vout].value, checked.terms.script) for vout in others
-    ]
+    outputs += [PlannedOutput(OutputRole.PAYMENT, checked.tx.outputs[vout].value, script) for vout in others]
     return tuple(outputs), fees
 
 

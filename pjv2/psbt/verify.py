@@ -4,7 +4,8 @@ It refuses a proposal that takes more from us than we offered, moves our inputs 
 are signed; what the wallet needs for that is put back from the stored Original, nothing is taken over from the peer but his inputs
 and outputs.
 
-Law: one function per step of the checklist, in the reference's order; only a proposal that passed, SafeToSign, may be signed.
+Law: one function per step of the checklist, in the reference's order; only a proposal that passed, SafeToSign, may be signed. Live is
+rebuilding plus the steps; a log is rebuilt without them, so that a step that comes later never makes an open session unreadable.
 """
 
 from __future__ import annotations
@@ -100,8 +101,9 @@ def make_sent_original(
     substitution: bool = True,
     contribute: bool = True,
     max_contribution: Sats | None = None,
+    version: int = 2,
 ) -> SentOriginal:
-    """Make an Original of a PSBT that the wallet signed and finalised.
+    """Make an Original of a PSBT that the wallet signed and finalised; `version` 1 is for a receiver's own server (BIP78).
 
     `contribute` offers the receiver the recommended fee for one input, taken from our change; `max_contribution` sets the maximum
     instead. The advertised minimum fee rate never exceeds the Original's own. Raises WrongUsage when it cannot be an Original.
@@ -123,7 +125,7 @@ def make_sent_original(
         contribution = recommended_contribution(tx, prevouts, payee_script, min_fee_rate)
     contribution = _no_dust_change(tx, contribution)
     params = Params(
-        version=2,
+        version=version,
         output_substitution=substitution,
         fee_output=contribution.vout if contribution else None,
         max_fee_contribution=contribution.max if contribution else None,
@@ -196,8 +198,13 @@ def _no_dust_change(tx: Tx, contribution: FeeContribution | None) -> FeeContribu
 
 
 def original_body(sent: SentOriginal) -> bytes:
-    """The body of message A: base64 of a cleaned copy, newline, query. Raises WrongUsage when it exceeds 7055 bytes."""
+    """What leaves: base64 of a cleaned copy, for message A with a newline and the query behind it (BIP78 has that in the URL).
+
+    Raises WrongUsage when message A cannot hold it (7055 bytes).
+    """
     psbt = clean_original(_stored(sent))
+    if sent.params.version == 1:
+        return psbt.to_base64().encode("ascii")
     body = f"{psbt.to_base64()}\n{format_params(sent.params)}".encode("ascii")
     if len(body) > MAX_BODY_BYTES:
         raise WrongUsage(
@@ -294,16 +301,40 @@ def check_proposal(sent: SentOriginal, proposal: Psbt) -> SafeToSign:
     same_transaction_frame(sent, proposal)
     inputs_in_order(sent, proposal)
     check_inputs(sent, proposal)
-    contributed = check_outputs(sent, proposal)
+    check_outputs(sent, proposal)
+    try:
+        safe, before = _safe_to_sign(sent, original, proposal), original.fee
+    except PeerMistake as exc:
+        raise BadProposal(f"the proposal's fee cannot be computed: {exc}") from exc
+    check_fees(sent, before, safe)
+    return safe
+
+
+def restore_safe_to_sign(sent: SentOriginal, proposal: Psbt) -> SafeToSign:
+    """What a proposal that was accepted once means for us, rebuilt without judging it again.
+
+    Raises CannotRead when it is not a proposal for this Original: an input of ours is missing, or a fee cannot be computed.
+    """
+    spent = {txin.outpoint for txin in proposal.tx.inputs}
+    if not all(txin.outpoint in spent for txin in sent.tx.inputs):
+        raise CannotRead("the stored proposal belongs to another Original: it does not spend our inputs")
+    try:
+        return _safe_to_sign(sent, _stored(sent), proposal)
+    except PeerMistake as exc:
+        raise CannotRead(f"the stored proposal does not belong to this Original: {exc}") from exc
+
+
+def _safe_to_sign(sent: SentOriginal, original: Psbt, proposal: Psbt) -> SafeToSign:
+    """The value that the last steps judge and the wallet signs. Raises PeerMistake when the claimed amounts make no sense."""
     restored = restore_metadata(sent, original, proposal)
-    fee = check_fees(sent, original, restored, contributed)
+    fee = restored.fee
     known = _with_known_script_sigs(sent, original, restored)
     return SafeToSign(
         psbt=restored,
         ours=tuple(txin.outpoint for txin in sent.tx.inputs),
         txid=known.txid,
         txid_is_stable=all(not txin.script_sig for txin in known.inputs) and _all_native(restored),
-        fee_paid_by_us=contributed,
+        fee_paid_by_us=_contributed(sent, _successors(sent, proposal)),
         fee=fee,
     )
 
@@ -362,19 +393,15 @@ def _check_their_input(index: int, sequence: int, txin: TxIn, proposal: Psbt) ->
         raise BadProposal(f"the proposal does not tell which output the receiver's input {index} spends")
 
 
-# BIP78, "For each output in the proposal", with a cursor over the original outputs (written out literally: 759d0e81, 4062b567).
-def check_outputs(sent: SentOriginal, proposal: Psbt) -> Sats:
-    """What our fee output gave up, in satoshis."""
-    waiting = list(enumerate(sent.tx.outputs))
-    contribution, contributed = sent.contribution, 0
-    for txout, psbt_output in zip(proposal.tx.outputs, proposal.outputs, strict=True):
+# BIP78, "For each output in the proposal".
+def check_outputs(sent: SentOriginal, proposal: Psbt) -> None:
+    for psbt_output in proposal.outputs:
         if psbt_output.has_derivation:
             raise BadProposal("an output of the proposal tells key paths")
-        if not waiting:
-            continue
-        vout, expected = waiting[0]
+    found = _successors(sent, proposal)
+    contribution, contributed = sent.contribution, _contributed(sent, found)
+    for vout, (expected, txout) in enumerate(zip(sent.tx.outputs, found, strict=False)):
         if contribution is not None and vout == contribution.vout and txout.script == expected.script:
-            contributed = max(0, expected.value - txout.value)
             if contributed > contribution.max:
                 raise BadProposal(
                     f"the proposal takes {contributed} sat from our change, and {contribution.max} were offered"
@@ -382,15 +409,35 @@ def check_outputs(sent: SentOriginal, proposal: Psbt) -> Sats:
         elif expected.script == sent.payee_script:
             if not sent.substitution and (txout.script != expected.script or txout.value < expected.value):
                 raise BadProposal("the proposal changes the payee's output, which we did not allow")
-        elif txout.script == expected.script:
-            if txout.value < expected.value:
-                raise BadProposal(f"the proposal lowers our output {vout}")
-        else:
-            continue  # an additional output of the receiver's
-        waiting.pop(0)
-    if waiting:
+        elif txout.value < expected.value:
+            raise BadProposal(f"the proposal lowers our output {vout}")
+    if len(found) < len(sent.tx.outputs):
         raise BadProposal("outputs of ours are missing from the proposal, or in another order")
-    return contributed
+
+
+# BIP78's cursor over the original outputs (written out literally: 759d0e81, 4062b567).
+def _successors(sent: SentOriginal, proposal: Psbt) -> tuple[TxOut, ...]:
+    """The outputs that take the place of the Original's, in its order, as far as they are found.
+
+    The payee's may become any other, ours are known by their script; what is passed over is an additional one of the receiver's.
+    """
+    found: list[TxOut] = []
+    for txout in proposal.tx.outputs:
+        if len(found) == len(sent.tx.outputs):
+            break
+        expected = sent.tx.outputs[len(found)]
+        if expected.script in (txout.script, sent.payee_script):
+            found.append(txout)
+    return tuple(found)
+
+
+def _contributed(sent: SentOriginal, found: Sequence[TxOut]) -> Sats:
+    """What our fee output gave up."""
+    contribution = sent.contribution
+    if contribution is None or contribution.vout >= len(found):
+        return 0
+    before, after = sent.tx.outputs[contribution.vout], found[contribution.vout]
+    return max(0, before.value - after.value) if after.script == before.script else 0
 
 
 def restore_metadata(sent: SentOriginal, original: Psbt, proposal: Psbt) -> Psbt:
@@ -429,14 +476,10 @@ def restore_metadata(sent: SentOriginal, original: Psbt, proposal: Psbt) -> Psbt
     return Psbt(proposal.tx, tuple(inputs), tuple(outputs))
 
 
-# BIP78: "absolute fee", "additional fee contribution", "effective fee rate".
-def check_fees(sent: SentOriginal, original: Psbt, restored: Psbt, contributed: Sats) -> Sats:
-    """The fee of the proposal, by the receiver's claims about his inputs."""
-    try:
-        fee, before = restored.fee, original.fee
-        claimed = sum(txout.value for txout in restored.prevouts())
-    except PeerMistake as exc:
-        raise BadProposal(f"the proposal's fee cannot be computed: {exc}") from exc
+# BIP78: "absolute fee", "additional fee contribution", "effective fee rate"; by the receiver's claims about his inputs.
+def check_fees(sent: SentOriginal, before: Sats, safe: SafeToSign) -> None:
+    restored, fee, contributed = safe.psbt, safe.fee, safe.fee_paid_by_us
+    claimed = sum(txout.value for txout in restored.prevouts())
     if claimed > MAX_MONEY:
         raise BadProposal("the proposal's inputs are worth more than all bitcoin")
     if fee < before:
@@ -454,7 +497,6 @@ def check_fees(sent: SentOriginal, original: Psbt, restored: Psbt, contributed: 
     weight = _charged_weight(sent, _expected_final(sent, restored))
     if fee * 1000 < sent.params.min_fee_rate.sat_per_kwu * weight:
         raise BadProposal(f"the proposal pays less than {sent.params.min_fee_rate}")
-    return fee
 
 
 def _additional_input_weight(sent: SentOriginal, restored: Psbt) -> Weight:

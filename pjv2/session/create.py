@@ -7,21 +7,37 @@ Law: a receiver key serves one session only; everything random is drawn here and
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from pjv2.errors import WrongUsage
 from pjv2.psbt.params import format_params
 from pjv2.psbt.plan import ChannelPlan
 from pjv2.psbt.tx import Psbt
 from pjv2.psbt.verify import SentOriginal
-from pjv2.session.events import Policy, ReceiverCreated, SenderCreated
+from pjv2.session.events import ColdAddress, Policy, ReceiverCreated, SenderCreated
 from pjv2.session.receive.life import Receiver
 from pjv2.units import Entropy, Instant, Network, Sats, SessionId
 from pjv2.wire.mailbox import short_id
 from pjv2.wire.ohttp import KeyConfig
 from pjv2.wire.secp import SecretKey
-from pjv2.wire.uri import PjUri, V2Endpoint, format_uri
+from pjv2.wire.uri import PjUri, V1Endpoint, V2Endpoint, format_uri
 
 MAX_LIFETIME = 6 * 86_400
 """Seconds: proposing never outlives the reply mailbox, which a directory keeps for 7 days."""
+BIP78_PATIENCE = 120
+"""Seconds that a payee's own server has to answer; then the Original pays. BIP78 sessions have no expiry of their own."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where an Original goes: a mailbox, or the payee's own server."""
+
+    directory: str
+    keys: bytes
+    receiver: bytes
+    short_id: str
+    expires: int
+    endpoint: str | None = None
 
 
 def new_session_id(rng: Entropy) -> SessionId:
@@ -51,15 +67,23 @@ def create_receiver(
     label: str | None = None,
     note: str | None = None,
     order: str | None = None,
+    cold: ColdAddress | None = None,
 ) -> ReceiverCreated:
     """`Created` of a receiver, with a fresh receiver key. `expires` is in whole Unix seconds, at most 6 days ahead.
 
-    Raises WrongUsage for a lifetime out of range, and for channels without a Lightning node.
+    Raises WrongUsage for a lifetime out of range, for channels without a Lightning node or beside a cold address, and for a cold
+    address that is the request's own.
     """
     if not now < expires <= now + MAX_LIFETIME:
         raise WrongUsage("a payment request lives between a moment and 518400 seconds (6 days)")
     if plan is not None and node is None:
         raise WrongUsage("the request plans channels, and no Lightning node is configured")
+    if plan is not None and cold is not None:
+        raise WrongUsage("channels take the payment into the node: they are not planned beside a cold address")
+    if cold is not None and cold.script == script:
+        raise WrongUsage(
+            "the cold address is the request's own: the cold descriptor is the wallet's, give it another one"
+        )
     if amount is not None and amount <= 0:
         raise WrongUsage("a request is for at least one satoshi, or for any amount")
     return ReceiverCreated(
@@ -83,6 +107,7 @@ def create_receiver(
         label=label,
         note=note,
         order=order,
+        cold=cold,
     )
 
 
@@ -126,14 +151,20 @@ def create_sender(
 ) -> SenderCreated:
     """`Created` of a sender, with a fresh reply key; its coins are leased with it.
 
-    `sent` is the Original as `psbt.verify.make_sent_original` checked it. Raises WrongUsage when the URI has no v2 endpoint, or
-    expired.
+    `sent` is the Original as `psbt.verify.make_sent_original` checked it, of version 1 where the payee has a server of his own: that
+    one is asked for `BIP78_PATIENCE` seconds. Raises WrongUsage when the URI has no payjoin endpoint, or expired.
     """
-    endpoint = uri.endpoint
-    if not isinstance(endpoint, V2Endpoint):
-        raise WrongUsage("this payment URI has no payjoin mailbox: pay it as an ordinary payment, or as BIP78")
-    if endpoint.expires <= now:
-        raise WrongUsage("this payment URI has expired: ask the payee for another one")
+    match uri.endpoint:
+        case V2Endpoint(directory, mailbox, expires, keys, receiver):
+            if expires <= now:
+                raise WrongUsage("this payment URI has expired: ask the payee for another one")
+            place = _Place(directory, keys.encode(), receiver.compressed, mailbox, expires)
+        case V1Endpoint(url):
+            place = _Place("", b"", b"", "", int(now) + BIP78_PATIENCE, url)
+        case _:
+            raise WrongUsage("this payment URI offers no payjoin: pay it as an ordinary payment")
+    if (sent.params.version == 1) is not (place.endpoint is not None):
+        raise WrongUsage("the Original was made for the other version of the protocol")
     return SenderCreated(
         now,
         session=session or new_session_id(rng),
@@ -144,12 +175,12 @@ def create_sender(
         address=uri.address,
         script=sent.payee_script,
         amount=amount,
-        directory=endpoint.directory,
-        keys=endpoint.keys.encode(),
-        receiver=endpoint.receiver.compressed,
-        short_id=endpoint.short_id,
+        directory=place.directory,
+        keys=place.keys,
+        receiver=place.receiver,
+        short_id=place.short_id,
         reply_key=SecretKey.generate(rng).reveal(),
-        expires=endpoint.expires,
+        expires=place.expires,
         original=sent.psbt,
         query=format_params(sent.params),
         inputs=tuple(txin.outpoint for txin in sent.tx.inputs),
@@ -159,4 +190,5 @@ def create_sender(
         height=height,
         policy=policy or Policy(),
         label=label,
+        endpoint=place.endpoint,
     )

@@ -60,6 +60,17 @@ class Policy:
     attempts: int = 2
     mailbox_ttl: float = 7 * 86_400
     require_payjoin: bool = False
+    approve_within: float = 518_400
+    """Seconds after the Original was accepted; no request lives longer than the default, so older logs have no such deadline."""
+
+
+@dataclass(frozen=True, slots=True)
+class ColdAddress:
+    """A fresh address of keys that are kept elsewhere: the payment can go there, and nothing here can spend it."""
+
+    address: str
+    script: bytes
+    index: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +198,8 @@ class ReceiverCreated(Event):
     label: str | None = None
     note: str | None = None
     order: str | None = None
+    cold: ColdAddress | None = None
+    """Where a proposal without a coin of ours sends the payment, if the payer lets its script be replaced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,7 +367,10 @@ class WayOutBroadcasting(Event):
 
 @dataclass(frozen=True, slots=True)
 class SenderCreated(Event):
-    """`Created` of a sender. `original` is the signed PSBT with the wallet's metadata; its coins are leased with this event."""
+    """`Created` of a sender. `original` is the signed PSBT with the wallet's metadata; its coins are leased with this event.
+
+    `endpoint`: the payee's own server (BIP78); then there is no directory, no key and no mailbox, and those fields are empty.
+    """
 
     session: SessionId
     network: Network
@@ -379,6 +395,7 @@ class SenderCreated(Event):
     height: int
     policy: Policy
     label: str | None = None
+    endpoint: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

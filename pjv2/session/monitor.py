@@ -31,6 +31,8 @@ DAY = 86_400
 LEASE = 30 * DAY
 """How long a coin is locked at the wallet; renewed while it may still be spent."""
 LEASE_MARGIN = 10 * DAY
+FRESH = 900
+"""Seconds for which a view says what is not in sight."""
 STUCK = 7_200
 """Seconds after which an unconfirmed transaction that pays less than the going rate is too slow."""
 
@@ -182,12 +184,16 @@ class Look:
         return any(sight.txid == txid for sight in (*self.sights, *self.others))
 
 
-def look(stakes: Stakes, memory: Memory) -> Look | None:
-    """The worker's latest view, read against what is at stake now; None when it has not looked yet."""
+def look(stakes: Stakes, memory: Memory, now: Instant) -> Look | None:
+    """The worker's latest view, read against what is at stake now; None when it has not looked yet.
+
+    An old one (of a process that was suspended, or whose clock was set) shows what is there, and not what is missing.
+    """
     if memory.view is None:
         return None
     wanted, seen = stakes.watch(), memory.watched
-    return read_view(stakes, memory.view, covers=seen is not None and covered(wanted, seen))
+    fresh = abs(now - memory.viewed) < FRESH
+    return read_view(stakes, memory.view, covers=fresh and seen is not None and covered(wanted, seen))
 
 
 def covered(wanted: Watch, asked: Watch) -> bool:

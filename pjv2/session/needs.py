@@ -169,6 +169,14 @@ class PostOriginal:
 
 
 @dataclass(frozen=True, slots=True)
+class PostBip78:
+    """Send the Original to the payee's own server, and wait for what it says (BIP78). Answer: `Bip78Answer`."""
+
+    url: str = field(repr=False)
+    body: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Broadcast:
     """Give a transaction to the network; repeatable. Answer: `BroadcastAnswer`."""
 
@@ -199,6 +207,7 @@ Need: TypeAlias = (
     | Sign
     | PostReply
     | PostOriginal
+    | PostBip78
     | Broadcast
     | ReleaseCoins
 )
@@ -220,23 +229,24 @@ class Memory:
     it). `view`: its latest look at the chain for this session, and `watched` the need that it answered: "not in sight" counts
     only for what was looked for. `reply` and `inspection`: its latest answers to `ReadReply` and `InspectChannels`, each with
     the `seq` of the state it was asked in: evidence that is older than the question is none, and none survives a restart (a
-    log restored from an older copy must look again). `silent`: a poll of this run found the mailbox empty, so that no older log
+    log restored from an older copy must look again). `viewed` is when the view was taken. `silent`: a poll of this run found the mailbox empty, so that no older log
     of the session can have had an Original from it.
     """
 
     own: frozenset[int] = frozenset()
     view: ChainView | None = None
     watched: Watch | None = None
+    viewed: Instant = 0.0
     reply: ReplyRead | None = field(default=None, repr=False)
     reply_seq: int = -1
     inspection: Inspection | None = None
     inspection_seq: int = -1
     silent: bool = False
 
-    def learned(self, need: Need, answer: Answer, seq: int) -> Memory:
+    def learned(self, need: Need, answer: Answer, seq: int, now: Instant) -> Memory:
         """The memory after `answer` to a `need` that was asked by the state with this `seq`."""
         if isinstance(need, Watch) and isinstance(answer, ChainView):
-            return replace(self, view=answer, watched=need)
+            return replace(self, view=answer, watched=need, viewed=now)
         if isinstance(answer, Polled):
             return replace(self, silent=self.silent or answer.body is None)
         if isinstance(answer, ReplyRead):
@@ -261,6 +271,14 @@ class Polled:
 
     body: bytes | None = field(repr=False)
     relay: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Bip78Answer:
+    """What the payee's server answered: a proposal in base64, or an error in JSON."""
+
+    status: int
+    body: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -377,6 +395,7 @@ Answer: TypeAlias = (
     | ChannelsCleared
     | SignedPsbt
     | Delivered
+    | Bip78Answer
     | BroadcastAnswer
     | CoinsFreed
     | InputsSeen

@@ -16,7 +16,7 @@ from pjv2.session import events as ev
 from pjv2.session.create import payment_uri
 from pjv2.session.log import State
 from pjv2.session.receive import TRANSITIONS as RECEIVER_TRANSITIONS
-from pjv2.session.receive import Receiver
+from pjv2.session.receive import Receiver, approve_until, awaits_approval, cold_obstacle
 from pjv2.session.receive import Stage as R
 from pjv2.session.send import TRANSITIONS as SENDER_TRANSITIONS
 from pjv2.session.send import Sender
@@ -43,6 +43,7 @@ def _facts(state: State, event: ev.Event) -> dict[str, Any]:  # noqa: PLR0911, P
                 "expires": event.expires,
                 "label": event.label,
                 "channels": len(event.plan.orders) if event.plan is not None else 0,
+                "cold_address": event.cold.address if event.cold is not None else None,
             }
         case ev.SenderCreated():
             return {
@@ -70,7 +71,10 @@ def _facts(state: State, event: ev.Event) -> dict[str, Any]:  # noqa: PLR0911, P
         case ev.LatePayment():
             return {"txid": event.txid, "amount": event.amount}
         case ev.OriginalAccepted():
-            return {"txid": event.txid, "amount": event.amount}
+            until = approve_until(state) if isinstance(state, Receiver) else None
+            return {"txid": event.txid, "amount": event.amount, "approve_until": until}
+        case ev.Approved():
+            return {"approve_until": approve_until(state) if isinstance(state, Receiver) else None}
         case ev.OriginalRefused(code=code) | ev.RefusalPosting(code=code):
             return {"code": code.value}
         case ev.ProposalRefused():
@@ -85,7 +89,8 @@ def _facts(state: State, event: ev.Event) -> dict[str, Any]:  # noqa: PLR0911, P
         case ev.ChannelsReserved():
             return {"channels": len(event.channels)}
         case ev.ProposalDrafted():
-            return {"txid": event.txid, "channels": [f"{event.txid}:{entry.vout}" for entry in event.funding]}
+            channels = [f"{event.txid}:{entry.vout}" for entry in event.funding]
+            return {"txid": event.txid, "channels": channels, "cold": _is_cold(state, event)}
         case ev.ChannelsSecured():
             return {"channels": [str(channel.outpoint) for channel in event.channels]}
         case ev.ChannelsReleasing():
@@ -119,6 +124,12 @@ def _facts(state: State, event: ev.Event) -> dict[str, Any]:  # noqa: PLR0911, P
 def _known_code(code: str | None) -> str | None:
     """The receiver's code, if it is one of BIP78's: his own words are shown to nobody."""
     return code if code in {entry.value for entry in ReplyCode} else None
+
+
+def _is_cold(state: State, event: ev.ProposalDrafted) -> bool:
+    """The payment goes to the cold address."""
+    cold = state.created.cold if isinstance(state, Receiver) else None
+    return cold is not None and any(output.script == cold.script for output in event.intent.outputs)
 
 
 def _channels(state: State) -> list[str]:
@@ -157,6 +168,9 @@ def public_session(state: State) -> Mapping[str, Any]:
         facts["channels"] = [str(outpoint) for outpoint in channels]
         facts["proposal"] = state.draft.txid if state.draft is not None else None
         facts["fallback"] = state.accepted.txid if state.accepted is not None else None
+        waits = state.stage is R.CHECKED_ORIGINAL and awaits_approval(state)
+        facts["approve_until"] = approve_until(state) if waits else None
+        facts["cold"] = state.pays_cold if state.created.cold is not None else None
     else:
         facts["payjoin"] = state.closed is not None and state.closed.outcome is ev.Outcome.PAID
         facts["proposal"] = state.signed.txid if state.signed is not None else None
@@ -199,8 +213,10 @@ def status(state: State) -> str:
     if isinstance(state, Receiver):
         if state.found:
             return "an unknown proposal of this session is out: waiting for a burial"
-        if state.stage is R.CHECKED_ORIGINAL and state.created.policy.approve == "ask" and not state.approved:
+        if state.stage is R.CHECKED_ORIGINAL and awaits_approval(state):
             return "waiting for approval"
+        if state.stage is R.PENDING_FALLBACK and any(what == "approval" for what, _ in state.alarms):
+            return "nobody approved in time: collecting the payer's own transaction"
         return _RECEIVER_STATUS[state.stage]
     return _SENDER_STATUS[state.stage]
 
@@ -275,8 +291,29 @@ def _sentence(state: State, event: ev.Event) -> str:
             return f"{event.what} {event.txid} is in sight, {where}."
         case ev.Closed():
             return f"The session ended: {event.outcome.value}, {event.amount_received} sat."
+        case ev.ProposalSigned() if isinstance(state, Receiver) and state.drafts and not state.drafts[-1].ours:
+            return "Nothing of ours is in the proposal, so there is nothing to sign."
         case _:
-            return _PROSE[type(event)].format(**_facts(state, event))
+            return _PROSE[type(event)].format(**_facts(state, event)) + _more(state, event)
+
+
+def _more(state: State, event: ev.Event) -> str:
+    """What a person must know beside the fact: who is asked, and where the payment goes."""
+    if not isinstance(state, Receiver):
+        return ""
+    words = ""
+    match event:
+        case ev.OriginalAccepted():
+            until = approve_until(state)
+            if until is not None:
+                words += f" A person has {max(0, int(until - event.at))} seconds to approve a proposal."
+            if state.created.cold is not None and (why := cold_obstacle(state)) is not None:
+                words += f" The payment does not go to the cold address: {why}."
+        case ev.ProposalDrafted() if _is_cold(state, event):
+            words = " It sends the payment to the cold address, and spends no coin of ours."
+        case _:
+            pass
+    return words
 
 
 def diagram() -> list[tuple[str, str, str, str]]:

@@ -9,13 +9,13 @@ Law: it refuses what the real one refuses (an unknown key, a body that would not
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from pjv2.backends.system import SystemClock, SystemEntropy
 from pjv2.errors import KeyRotated, NotNow, PeerMistake, WrongUsage
 from pjv2.lab.directory import MAILBOX_TTL, MAX_ANSWERED_BYTES, Mailboxes, Refused
-from pjv2.ports import Carried
+from pjv2.ports import Carried, ServerReply
 from pjv2.units import Entropy, Instant, SessionId
 from pjv2.wire.mailbox import MailboxReply, MailboxRequest, check_short_id, encapsulate_request, normalise_directory
 from pjv2.wire.ohttp import KeyConfig
@@ -65,6 +65,8 @@ class MemoryMailroom:
         self._moving.set()
         self._closed = False
         self._log: list[MemoryRecord] = []
+        self.servers: dict[str, Callable[[str, bytes], Awaitable[ServerReply]]] = {}
+        """Payees' own servers (BIP78) by URL without query."""
 
     # ------------------------------------------------------------ the port
 
@@ -100,6 +102,14 @@ class MemoryMailroom:
             self._lost_replies -= 1
             raise NotNow("the mailroom was told to lose the answer", after=0.0)
         return Carried(reply, relay)
+
+    async def bip78(self, url: str, body: bytes, *, session: SessionId) -> ServerReply:
+        """The answer of the server that was put there under this address. Raises NotNow where there is none."""
+        self._check_open()
+        await self._moving.wait()
+        if self.offline or url.partition("?")[0] not in self.servers:
+            raise NotNow("the payee's server cannot be reached")
+        return await self.servers[url.partition("?")[0]](url, body)
 
     async def close(self) -> None:
         self._closed = True

@@ -276,6 +276,11 @@ def _v1(url: _url.Url) -> V1Endpoint:
     return V1Endpoint(url.origin + url.path + ("" if url.query is None else f"?{url.query}"))
 
 
+def with_query(endpoint: str, query: str) -> str:
+    """The URL that a BIP78 request is sent to: the receiver's own parameters stay, the payer's follow."""
+    return f"{endpoint}{'&' if '?' in endpoint else '?'}{query}"
+
+
 def _decode_parameter(name: str, piece: str) -> bytes:
     try:
         prefix, data = _bech32.decode(piece)

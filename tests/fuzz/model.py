@@ -520,6 +520,7 @@ class Errand:
     seq: int
     answer: Any = None
     performed: bool = False
+    at: float = 0.0
 
 
 class Worker:
@@ -590,7 +591,7 @@ class Worker:
         if errand.performed:
             return
         try:
-            errand.answer = self.world.answer(self.session, errand.need)
+            errand.answer, errand.at = self.world.answer(self.session, errand.need), self.world.now
             errand.performed = True
         except NotNow:
             self.errands.remove(errand)
@@ -601,7 +602,7 @@ class Worker:
         if not errand.performed:
             return
         self.errands.remove(errand)
-        self.memory = self.memory.learned(errand.need, errand.answer, errand.seq)
+        self.memory = self.memory.learned(errand.need, errand.answer, errand.seq, errand.at)
         if isinstance(errand.need, want.Watch):
             self.load()
         events = self.decide(errand.answer)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -185,13 +186,18 @@ class Adversary(RuleBasedStateMachine):
 
     @rule(blocks=st.integers(1, BURIED))
     def mine(self, blocks: int) -> None:
-        self.world.chain.mine(blocks)
+        self.blocks_come(blocks)
         self.step()
 
     @rule(blocks=st.integers(1, GIVE_UP + 1))
     def mine_nothing_of_ours(self, blocks: int) -> None:
-        self.world.chain.mine(blocks, only=())
+        self.blocks_come(blocks, only=())
         self.step()
+
+    def blocks_come(self, blocks: int, **which: Any) -> None:
+        """Blocks take their time: nobody sleeps through six of them and believes what he saw before."""
+        self.world.now += 600.0 * blocks
+        self.world.chain.mine(blocks, **which)
 
     @rule(what=pick)
     def evict(self, what: int) -> None:
@@ -290,7 +296,7 @@ class Receiving(Adversary):
         if self.out[session]:
             self.world.chain.submit(self.out[session][what % len(self.out[session])], force=force)
         self.step()
-        self.world.chain.mine(blocks)
+        self.blocks_come(blocks)
         self.step()
 
     @rule(who=pick, what=st.sampled_from(["original", "bumped", "conflict", "stray"]), force=st.booleans())
@@ -525,7 +531,10 @@ class Receiving(Adversary):
             assert state.closed is not None, (
                 f"L1: {session} is still {state.stage}: {[type(e.event).__name__ for e in log]}"
             )
-            if state.accepted is not None and session not in self.robbed and not state.no_broadcast:
+            refused_for_good = state.fallback_rejected is not None and state.closed.outcome is ev.Outcome.EXPIRED
+            if state.accepted is not None and session not in self.robbed | (
+                {session} if refused_for_good or state.no_broadcast else set()
+            ):
                 burial = self.burial(number)
                 assert burial is not None, (
                     f"L2: nothing that spends the Original's inputs is buried, {state.closed.outcome}"

@@ -22,6 +22,7 @@ from pyreqwest.client import Client, ClientBuilder
 from pyreqwest.exceptions import BuilderError, PyreqwestError, RequestError, RequestTimeoutError
 from pyreqwest.proxy import ProxyBuilder
 
+from pjv2.backends.heed import heeding
 from pjv2.errors import OurMistake, WrongUsage
 
 CONNECT_TIMEOUT = 7.0
@@ -57,8 +58,10 @@ class Answer:
 class Carrier(Protocol):
     """An HTTP client, as far as the mailroom needs one."""
 
-    async def post(self, url: str, headers: Mapping[str, str], body: bytes, read_timeout: float) -> Answer:
-        """Send one request once. Raises CarrierTrouble."""
+    async def post(
+        self, url: str, headers: Mapping[str, str], body: bytes, read_timeout: float, limit: int = MAX_ANSWER_BYTES
+    ) -> Answer:
+        """Send one request once; of the answer's body `limit` bytes are read and one more. Raises CarrierTrouble."""
         ...
 
     async def close(self) -> None: ...
@@ -98,7 +101,12 @@ class ReqwestCarrier:
         except (BuilderError, ValueError) as exc:
             raise WrongUsage("the HTTP client cannot be built: check ca_file and proxy") from exc
 
-    async def post(self, url: str, headers: Mapping[str, str], body: bytes, read_timeout: float) -> Answer:
+    async def post(
+        self, url: str, headers: Mapping[str, str], body: bytes, read_timeout: float, limit: int = MAX_ANSWER_BYTES
+    ) -> Answer:
+        return await heeding(self._post(url, headers, body, read_timeout, limit))
+
+    async def _post(self, url: str, headers: Mapping[str, str], body: bytes, read_timeout: float, limit: int) -> Answer:
         request = (
             self._client.post(url)
             .headers(dict(headers))
@@ -109,8 +117,8 @@ class ReqwestCarrier:
         try:
             async with request as response:
                 received = bytearray()
-                while len(received) <= MAX_ANSWER_BYTES:
-                    chunk = await response.body_reader.read(MAX_ANSWER_BYTES + 1 - len(received))
+                while len(received) <= limit:
+                    chunk = await response.body_reader.read(limit + 1 - len(received))
                     if not chunk:
                         break
                     received += bytes(chunk)
@@ -140,7 +148,9 @@ class HttpxCarrier:
     def __init__(self, client: httpx.AsyncClient) -> None:
         self._client = client
 
-    async def post(self, url: str, headers: Mapping[str, str], body: bytes, read_timeout: float) -> Answer:
+    async def post(
+        self, url: str, headers: Mapping[str, str], body: bytes, read_timeout: float, limit: int = MAX_ANSWER_BYTES
+    ) -> Answer:
         timeout = httpx.Timeout(read_timeout, connect=CONNECT_TIMEOUT, pool=CONNECT_TIMEOUT)
         # Built here and not by the client, which would add its cookies and headers.
         request = httpx.Request(
@@ -151,9 +161,9 @@ class HttpxCarrier:
                 response = await self._client.send(request, stream=True, auth=None, follow_redirects=False)
                 try:
                     received = bytearray()
-                    async for chunk in response.aiter_raw(MAX_ANSWER_BYTES + 1):
+                    async for chunk in response.aiter_raw(min(limit + 1, 65_536)):
                         received += chunk
-                        if len(received) > MAX_ANSWER_BYTES:
+                        if len(received) > limit:
                             break
                 finally:
                     await response.aclose()
@@ -166,7 +176,7 @@ class HttpxCarrier:
         except (httpx.HTTPError, httpx.InvalidURL, RuntimeError) as exc:
             raise WrongUsage("the httpx client cannot be used: is it closed?") from exc
         names = {name.lower(): value for name, value in response.headers.items()}
-        return Answer(response.status_code, names, bytes(received[: MAX_ANSWER_BYTES + 1]))
+        return Answer(response.status_code, names, bytes(received[: limit + 1]))
 
     async def close(self) -> None:
         """Nothing: the client belongs to the application."""

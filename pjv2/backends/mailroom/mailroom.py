@@ -43,8 +43,8 @@ from pjv2.backends.mailroom.tunnel import (
 )
 from pjv2.backends.system import SystemClock, SystemEntropy
 from pjv2.errors import CannotRead, KeyRotated, NotNow, PeerMistake, WrongUsage
-from pjv2.ports import Carried, Clock
-from pjv2.units import Entropy, Network, SessionId
+from pjv2.ports import Carried, Clock, ServerReply
+from pjv2.units import Entropy, Instant, Network, SessionId
 from pjv2.wire.mailbox import MailboxReply, MailboxRequest, PendingReply, encapsulate_request, relay_target
 from pjv2.wire.ohttp import ENCAPSULATED_BYTES, KEY_PROBLEM_TYPE, REQUEST_MEDIA_TYPE, KeyConfig
 
@@ -61,8 +61,16 @@ _REQUESTS_PER_CARRIER = 100
 """Requests in flight that share one client: over HTTP/2 they share one connection, and servers allow about so many on it."""
 _MOST_PLACES = 256
 _SAVE_EVERY = 30.0
+_SAVE_ANSWERS_EVERY = 900.0
 _HEALTH_NAME = "mailroom health"
+ANSWERS_NAME = "relays checked"
+"""Under which the cache keeps when each relay and directory last did what it was asked."""
 _HEADERS = {"Content-Type": REQUEST_MEDIA_TYPE}
+_PLAIN_TEXT = {"Content-Type": "text/plain"}
+BIP78_READ_TIMEOUT = 60.0
+"""A payee's server may ask a person, or a slow node, before it answers."""
+MAX_BIP78_BYTES = 4_000_000 * 4 // 3
+"""Base64 of the largest PSBT that a block could hold (the reference's limit)."""
 
 ServiceLike = str | Mapping[str, str] | Service
 """A relay or directory as a configuration has it: a URL, `{"url": …, "operator": …}`, or a Service."""
@@ -174,6 +182,9 @@ class HttpMailroom:
         self._health = Health(self._rng)
         self._health_loaded = False
         self._health_saved = 0.0
+        self._answers: dict[str, Instant] = {}
+        """When each relay and directory last did what it was asked, as far as the cache was not told yet."""
+        self._answers_saved = self._clock.now()
         self._places: dict[str, _Place] = {}
         self._closed = False
         self._keys = KeyBook(
@@ -271,12 +282,25 @@ class HttpMailroom:
         await self._save_health()
         raise exc
 
+    async def bip78(self, url: str, body: bytes, *, session: SessionId) -> ServerReply:
+        """Send an Original to the payee's own server; he learns our address, unless a proxy is configured. Raises NotNow."""
+        await self._begin()
+        async with self._carrier(session) as carrier:
+            try:
+                answer = await carrier.post(url, _PLAIN_TEXT, body, BIP78_READ_TIMEOUT, MAX_BIP78_BYTES)
+            except CarrierTrouble as exc:
+                raise NotNow(f"the payee's server {exc.trouble.value}, or its certificate is not trusted") from exc
+        if len(answer.body) > MAX_BIP78_BYTES:
+            raise NotNow("the payee's server answered with more than a proposal can hold")
+        return ServerReply(answer.status, answer.body)
+
     async def close(self) -> None:
         """Keep what was learnt about relays and close our own connections; an application's client stays open."""
         if self._closed:
             return
         self._closed = True
         await self._save_health(force=True)
+        await self._save_answers()
         for lent in self._carriers.values():
             await lent.carrier.close()
         self._carriers.clear()
@@ -408,8 +432,11 @@ class HttpMailroom:
     async def _settle(self, route: _Route, directory: Service, failures: Sequence[_Failure]) -> None:
         """One relay succeeded, so those that failed before it are to blame."""
         now = self._clock.now()
+        self._answers |= {route.relay.url: now, directory.url: now}
         for failure in failures:
             self._blame(failure, now)
+        if abs(now - self._answers_saved) > _SAVE_ANSWERS_EVERY:
+            await self._save_answers()
         if self._health.worked(route.name, route.name_here, directory_name(directory.url)) or failures:
             await self._save_health()
 
@@ -505,7 +532,34 @@ class HttpMailroom:
         if self._cache is None or not self._health_loaded or (not force and now - self._health_saved < _SAVE_EVERY):
             return
         self._health_saved = now
-        await self._cache.put(_HEALTH_NAME, json.dumps(self._health.to_dict(), sort_keys=True))
+        with contextlib.suppress(NotNow):  # advice: no letter is lost because it could not be kept
+            await self._cache.put(_HEALTH_NAME, json.dumps(self._health.to_dict(), sort_keys=True))
+
+    async def _save_answers(self) -> None:
+        if self._cache is None or not self._answers:
+            return
+        self._answers_saved = self._clock.now()
+        answers, self._answers = self._answers, {}
+        try:
+            await keep_answers(self._cache, answers)
+        except NotNow:  # advice, too: kept another time
+            self._answers = answers | self._answers
+
+
+async def kept_answers(cache: KeyCache | None) -> dict[str, Instant]:
+    """When each relay and directory, by its URL, last did what it was asked; nothing where it cannot be read."""
+    text = None if cache is None else await cache.get(ANSWERS_NAME)
+    try:
+        found = json.loads(text) if text is not None else {}
+    except ValueError:
+        return {}  # advice, learnt again
+    entries = found.items() if isinstance(found, dict) else ()
+    return {str(url): float(at) for url, at in entries if isinstance(at, int | float)}
+
+
+async def keep_answers(cache: KeyCache, answered: Mapping[str, Instant]) -> None:
+    """Remember that these answered then. Raises NotNow."""
+    await cache.put(ANSWERS_NAME, json.dumps((await kept_answers(cache)) | dict(answered), sort_keys=True))
 
 
 async def kept_health(cache: KeyCache | None, rng: Entropy) -> Health:

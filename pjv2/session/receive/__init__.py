@@ -78,7 +78,7 @@ MONITORING = (Stage.POSTING_PROPOSAL, Stage.PENDING_FALLBACK, Stage.MONITOR)
 
 def needs(state: Receiver, now: Instant, memory: Memory) -> Needs:  # noqa: PLR0912  # one return per case
     """What a receiver wants from the world now; deterministic."""
-    seen = look(state.stakes, memory)
+    seen = look(state.stakes, memory, now)
     due: list[Need] = []
     watch = watching(state, now)
     if state.stage is Stage.CLOSED:
@@ -164,7 +164,7 @@ def tick(state: Receiver, now: Instant, rng: Entropy, memory: Memory) -> list[Ev
     """What time and flags lead to, given the latest look at the chain."""
     if not state.expired and now >= state.created.expires:
         return [ev.ExpiryPassed(now)]
-    seen = look(state.stakes, memory)
+    seen = look(state.stakes, memory, now)
     match state.stage:
         case Stage.INITIALIZED:
             return poll.initialized_tick(state, now, seen, memory)
@@ -209,7 +209,7 @@ def _viewed(state: Receiver, view: ChainView, now: Instant, memory: Memory) -> l
 def _proposing(state: Receiver, input: Input, now: Instant, rng: Entropy, memory: Memory) -> list[Event]:  # noqa: PLR0911, PLR0912  # one return per case
     """Answers on the way to a proposal; what stops it comes first."""
     own = propose.is_own(state, memory)
-    held_up = propose.proposing_tick(state, now, rng, look(state.stakes, memory), own)
+    held_up = propose.proposing_tick(state, now, rng, look(state.stakes, memory, now), own)
     if held_up:
         return list(held_up)
     if state.stage is Stage.CHECKED_ORIGINAL and awaits_approval(state):
@@ -244,7 +244,7 @@ def _proposing(state: Receiver, input: Input, now: Instant, rng: Entropy, memory
 
 
 def _elsewhere(state: Receiver, input: Input, now: Instant, rng: Entropy, memory: Memory) -> list[Event]:  # noqa: PLR0911, PLR0912  # one return per case
-    seen = look(state.stakes, memory)
+    seen = look(state.stakes, memory, now)
     match input:
         case Polled() if state.stage is Stage.INITIALIZED:
             return poll.polled(state, input, now)

@@ -112,6 +112,7 @@ def _table() -> dict[tuple[Stage, type[ev.Event]], tuple[Stage, ...]]:
         (s.RELEASING_CHANNELS, ev.WayOutBroadcasting): (s.RELEASING_CHANNELS,),
         (s.PENDING_FALLBACK, ev.RefusalPosted): (s.PENDING_FALLBACK,),
         (s.PENDING_FALLBACK, ev.CoinsReleased): (s.PENDING_FALLBACK,),
+        (s.PENDING_FALLBACK, ev.WayOutBroadcasting): (s.PENDING_FALLBACK,),
         (s.PENDING_FALLBACK, ev.ProposalFound): (s.MONITOR,),
         (s.PENDING_FALLBACK, ev.Closed): (s.CLOSED,),
         (s.HAS_REPLYABLE_ERROR, ev.RefusalPosting): (s.HAS_REPLYABLE_ERROR,),

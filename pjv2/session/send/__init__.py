@@ -1,6 +1,7 @@
 """The sender: what it needs, and what follows from an answer, a command, or the passing of time.
 
 It posts its Original, polls for a proposal, checks and signs it, and broadcasts; whatever goes wrong, the Original pays instead.
+Where the payee has a server of his own (BIP78) the post and the proposal are one request and its answer; all the rest is the same.
 From `OriginalPosting` on the receiver may broadcast the Original at any time: the coins stay leased until one is spent and buried.
 
 Law: nothing new is signed after the deadline; a reclaim is recorded before it is broadcast (M19); T dead or refused means O at once,
@@ -9,6 +10,8 @@ else at the deadline, also after `Broadcasting` (M18).
 
 from __future__ import annotations
 
+import base64
+import binascii
 from typing import assert_never
 
 from pjv2.errors import BadProposal, NotNow, PayjoinError, WrongUsage
@@ -33,6 +36,7 @@ from pjv2.session.monitor import (
 )
 from pjv2.session.needs import (
     Approve,
+    Bip78Answer,
     BroadcastAnswer,
     BroadcastNow,
     Cancel,
@@ -47,6 +51,7 @@ from pjv2.session.needs import (
     Needs,
     Poll,
     Polled,
+    PostBip78,
     PostOriginal,
     Reclaim,
     ReleaseCoins,
@@ -62,6 +67,7 @@ from pjv2.session.send.life import evolve as evolve
 from pjv2.units import Entropy, Instant
 from pjv2.wire.message import open_message_b, seal_message_a
 from pjv2.wire.secp import PublicKey, SecretKey
+from pjv2.wire.uri import with_query
 
 WAITING = (Stage.POSTING_ORIGINAL, Stage.POLLING_FOR_PROPOSAL, Stage.WANTS_SIGNATURE)
 
@@ -73,7 +79,7 @@ def needs(state: Sender, now: Instant, memory: Memory) -> Needs:
     """What a sender wants from the world now; deterministic."""
     if state.stage is Stage.CLOSED:
         return Needs(())
-    seen = look(state.stakes, memory)
+    seen = look(state.stakes, memory, now)
     due: list[Need] = []
     match state.stage:
         case Stage.CREATED:
@@ -81,10 +87,8 @@ def needs(state: Sender, now: Instant, memory: Memory) -> Needs:
                 return Needs((_give_back(state),) if state.own_coins else ())
             return Needs((), float(state.created.expires))
         case Stage.POSTING_ORIGINAL:
-            if not _given_up(state, now) and not state.expired and state.posting is not None:
-                due.append(PostOriginal(state.mailbox, state.posting.message))
-            elif not _given_up(state, now):
-                due.append(_poll(state))
+            if not _given_up(state, now):
+                due += _post(state)
         case Stage.POLLING_FOR_PROPOSAL:
             if not _given_up(state, now):
                 due.append(_poll(state))
@@ -101,6 +105,16 @@ def needs(state: Sender, now: Instant, memory: Memory) -> Needs:
     due.append(state.stakes.watch())
     times = [at for at in (float(state.created.expires), state.deadline) if at > now]
     return Needs(tuple(dict.fromkeys(due)), min(times) if times else None)
+
+
+def _post(state: Sender) -> list[Need]:
+    """The Original, until it was answered or the request expired; then a mailbox may still hold the reply."""
+    endpoint = state.created.endpoint
+    if state.expired or state.posting is None:
+        return [_poll(state)] if endpoint is None else []
+    if endpoint is None:
+        return [PostOriginal(state.mailbox, state.posting.message)]
+    return [PostBip78(with_query(endpoint, state.created.query), state.posting.message)]
 
 
 def _poll(state: Sender) -> Poll:
@@ -226,13 +240,13 @@ def _parent(state: Sender, seen: Look) -> tuple[Parent, Instant] | None:
 # ---------------------------------------------------------------- decide
 
 
-def decide(state: Sender, input: Input, now: Instant, rng: Entropy, memory: Memory) -> list[Event]:  # noqa: PLR0911  # one return per case
+def decide(state: Sender, input: Input, now: Instant, rng: Entropy, memory: Memory) -> list[Event]:  # noqa: PLR0911, PLR0912  # one return per case
     """The events that follow from one input; [] when nothing does. Raises WrongUsage for a command that cannot be."""
     if isinstance(input, Approve | Decline | Cancel | BroadcastNow | Reclaim):
         return command(state, input, now)
     if state.stage is Stage.CLOSED:
         return []
-    seen = look(state.stakes, memory)
+    seen = look(state.stakes, memory, now)
     match input:
         case Tick():
             return tick(state, now, rng, seen)
@@ -245,6 +259,8 @@ def decide(state: Sender, input: Input, now: Instant, rng: Entropy, memory: Memo
             if input.status == 200:
                 return [ev.OriginalPosted(now)]
             return [ev.ProposalRefused(now, None, f"the directory answered {input.status} to the Original")]
+        case Bip78Answer() if state.stage is Stage.POSTING_ORIGINAL and state.created.endpoint is not None:
+            return _bip78_answered(state, input, now)
         case SignedPsbt():
             return _signed(state, input, now, seen)
         case BroadcastAnswer():
@@ -272,6 +288,8 @@ def tick(state: Sender, now: Instant, rng: Entropy, seen: Look | None) -> list[E
             return [ev.ProposalRefused(now, None, "the Original is wanted now" if state.broadcast_now else said)]
         if state.polled_out and state.stage is not Stage.WANTS_SIGNATURE:
             return [ev.ProposalRefused(now, None, "the request expired without a proposal")]
+        if state.expired and state.created.endpoint is not None and state.stage is Stage.POSTING_ORIGINAL:
+            return [ev.ProposalRefused(now, None, "the payee's server did not answer in time")]
     if state.stage is Stage.SIGNED_PAYJOIN:
         if _given_up(state, now):
             return [ev.FallbackBroadcasting(now, state.created.txid)]
@@ -287,6 +305,8 @@ def _created(state: Sender, now: Instant, rng: Entropy) -> list[Event]:
     if state.cancelled or state.expired:
         outcome = Outcome.CANCELLED if state.cancelled else Outcome.EXPIRED
         return [] if state.own_coins else [ev.Closed(now, outcome, None, state.created.amount, 0)]
+    if state.created.endpoint is not None:
+        return [ev.OriginalPosting(now, original_body(state.sent))]
     receiver, reply = PublicKey.parse(state.created.receiver), PublicKey.parse(state.reply_public)
     message = seal_message_a(receiver, reply, original_body(state.sent), rng)
     return [ev.OriginalPosting(now, message)]
@@ -302,6 +322,27 @@ def _polled(state: Sender, answer: Polled, now: Instant) -> list[Event]:
         payload = open_message_b(
             SecretKey(state.created.reply_key), PublicKey.parse(state.created.receiver), answer.body
         )
+    except PayjoinError as exc:
+        return [ev.ProposalRefused(now, None, f"the reply cannot be read: {exc}")]
+    return _replied(state, payload, now)
+
+
+def _bip78_answered(state: Sender, answer: Bip78Answer, now: Instant) -> list[Event]:
+    if _given_up(state, now):
+        return []
+    body = answer.body.strip()
+    if answer.status == 200:
+        try:
+            return _replied(state, base64.b64decode(body, validate=True), now)
+        except binascii.Error:
+            return [ev.ProposalRefused(now, None, "the payee's server answered with something that is no proposal")]
+    if body.startswith(b"{"):
+        return _replied(state, body, now)
+    return [ev.ProposalRefused(now, None, f"the payee's server answered {answer.status} to the Original")]
+
+
+def _replied(state: Sender, payload: bytes, now: Instant) -> list[Event]:
+    try:
         proposal = read_reply(payload)
         safe = check_proposal(state.sent, proposal)
     except BadProposal as exc:

@@ -22,9 +22,9 @@ from enum import StrEnum
 from typing import Final
 
 from pjv2.errors import IllegalEvent, PayjoinError
-from pjv2.psbt.params import parse_params
+from pjv2.psbt.params import restore_params
 from pjv2.psbt.tx import Psbt
-from pjv2.psbt.verify import SafeToSign, SentOriginal, check_proposal
+from pjv2.psbt.verify import SafeToSign, SentOriginal, restore_safe_to_sign
 from pjv2.session import events as ev
 from pjv2.session.monitor import Draft, Sighting, Stakes, bare_txid, note_seen, note_unseen, read_tx
 from pjv2.session.needs import Mailbox
@@ -140,7 +140,7 @@ class Sender:
 
     @property
     def mailbox(self) -> Mailbox:
-        """Where the Original goes: the receiver's mailbox."""
+        """Where the Original goes: the receiver's mailbox. There is none where he has a server of his own."""
         return Mailbox(self.created.directory, self.created.keys, self.created.short_id)
 
     @property
@@ -182,8 +182,9 @@ def begin(event: ev.SenderCreated) -> Sender:
     """The state after `Created`. Raises IllegalEvent when the Original, the keys and the rest do not belong together."""
     try:
         reply = SecretKey(event.reply_key).public
-        PublicKey.parse(event.receiver)
-        params = parse_params(event.query)
+        if event.endpoint is None:
+            PublicKey.parse(event.receiver)
+        params = restore_params(event.query)
         tx = Psbt.parse(event.original).extract()
         sent = SentOriginal(event.original, tx, event.script, params, params.output_substitution)
     except (PayjoinError, ValueError, IndexError) as exc:
@@ -248,7 +249,7 @@ def _apply(state: Sender, event: ev.Event) -> Sender:  # noqa: PLR0911, PLR0912 
         case ev.OriginalPosted():
             return replace(state, posted=True, stage=s.POLLING_FOR_PROPOSAL)
         case ev.ProposalAccepted():
-            safe = check_proposal(state.sent, Psbt.parse(event.psbt))
+            safe = restore_safe_to_sign(state.sent, Psbt.parse(event.psbt))
             _require(safe.txid == event.txid, "the accepted proposal is another transaction")
             return replace(state, accepted=event, safe=safe, stage=s.WANTS_SIGNATURE)
         case ev.ProposalRefused():

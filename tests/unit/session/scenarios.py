@@ -231,6 +231,11 @@ def waiting_for_an_unreadable_mailbox(world: World) -> Actor:
     world.chain.refuses.add(world.original.txid)
     world.chain.mine(1_000)
     actor.run(lambda state: bool(state.way_outs))
+    world.directory_gone = False
+    actor.run("PendingFallback")
+    world.chain.rate *= 10
+    world.now += 7_300
+    actor.run(lambda state: len(state.way_outs) == 2)  # fees rose
     return actor
 
 

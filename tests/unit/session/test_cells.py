@@ -65,6 +65,7 @@ RECEIVER_LAW = {
         FALLBACK: "PendingFallback",
         "RefusalPosted": "PendingFallback",
         "CoinsReleased": "PendingFallback",
+        "WayOutBroadcasting": "PendingFallback",  # M20: recorded while channels were released, and too cheap since
         "ProposalFound": "Monitor",
         "Closed": "Closed",
     },

@@ -180,7 +180,7 @@ async def test_a_worker_whose_answer_came_too_late_gives_its_reservation_back() 
     await desk.driver.command(run.session, want.Cancel())  # somebody else appended meanwhile
     task = asyncio.create_task(_answered(offered))
     await task
-    await desk.driver._take(run, {need: Asked(task, run.state.seq)})
+    await desk.driver._take(run, {need: Asked(task, run.state.seq, NOW)})
     assert isinstance(run.state, model.Receiver)
     assert run.state.reserved is None
     assert [peer for what, peer in desk.node.calls if what == "disconnect"] == [order.peer for _, order in need.orders]
@@ -191,7 +191,7 @@ async def test_a_worker_whose_answer_came_in_time_keeps_its_reservation() -> Non
     desk, run, need, offered = await reserving()
     task = asyncio.create_task(_answered(offered))
     await task
-    await desk.driver._take(run, {need: Asked(task, run.state.seq)})
+    await desk.driver._take(run, {need: Asked(task, run.state.seq, NOW)})
     assert isinstance(run.state, model.Receiver)
     assert run.state.reserved is not None
     assert desk.node.calls == []
@@ -200,7 +200,7 @@ async def test_a_worker_whose_answer_came_in_time_keeps_its_reservation() -> Non
 async def test_a_reservation_that_is_broken_off_half_way_is_given_back() -> None:
     desk, run, need, _ = await reserving()
     task = asyncio.create_task(asyncio.Event().wait())
-    tasks: Any = {need: Asked(task, run.state.seq)}  # type: ignore[arg-type]  # it never answers anything
+    tasks: Any = {need: Asked(task, run.state.seq, NOW)}  # type: ignore[arg-type]  # it never answers anything
     await desk.driver._drop(run, tasks, frozenset([need]))
     assert task.cancelled()
     assert [id for what, id in desk.node.calls if what == "cancel"] == [id for id, _ in need.orders]
@@ -216,7 +216,7 @@ async def test_a_coin_that_was_locked_for_a_session_which_does_not_want_it_any_m
     stray = Outpoint("cc" * 32, 0)
     need = want.ReserveCoins((wanted, stray), b"lock" * 8, world.now, (), actor.state.memo)
     task = asyncio.create_task(asyncio.Event().wait())
-    tasks: Any = {need: Asked(task, run.state.seq)}  # type: ignore[arg-type]  # it never answers anything
+    tasks: Any = {need: Asked(task, run.state.seq, NOW)}  # type: ignore[arg-type]  # it never answers anything
     await desk.driver._drop(run, tasks, frozenset([need]))
     assert desk.ground.unlocked == [stray]
 

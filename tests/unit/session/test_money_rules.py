@@ -161,7 +161,7 @@ def test_M04_after_a_thousand_blocks_the_coin_goes_home():
 def test_M05_empty_counts_only_while_the_directory_keeps_the_mailbox():
     world, actor = releasing_after_a_crash()
     world.now += 7 * DAY
-    actor.settle()
+    actor.look()
     actor.do(want.ReadReply)  # empty: pruned, or never written
     assert actor.need(want.ReleaseChannels) is None
     assert actor.state.stage == "ReleasingChannels"
@@ -174,8 +174,8 @@ def test_M05_empty_counts_from_the_beginning_of_the_session():
     actor.run("PayjoinProposal")
     actor.feed(want.Cancel())
     actor.restart()
-    actor.look()
     world.now += 1.5 * DAY
+    actor.look()
     actor.do(want.ReadReply)
     assert actor.need(want.ReleaseChannels) is None
 
@@ -262,7 +262,7 @@ def test_M07_the_original_of_a_found_session_goes_out_although_it_was_refused_on
     actor.do(want.ReadReply)
     assert actor.need(want.Broadcast) is None  # not before the deadline
     world.now = actor.state.deadline
-    actor.settle()
+    actor.look()
     assert actor.do(want.Broadcast)
     world.chain.mine(6)
     actor.look()
@@ -341,7 +341,7 @@ def test_M07_a_v1_payer_who_took_our_refusal_was_given_nothing_else():
     gone.settle()
     assert gone.due == (gone.need(want.Watch),)  # nothing can be read, so only the end of the watch closes
     world.now = gone.state.watch_over
-    gone.settle()
+    gone.look()
     assert gone.state.closed.outcome is Outcome.REFUSED
 
 
@@ -368,7 +368,7 @@ def test_M07_a_request_with_a_node_does_not_end_beside_a_channel_that_its_log_lo
     assert actor.state.closed is None
     assert actor.last(ev.Alarm).what == "channels"
     world.now = actor.state.watch_over
-    actor.settle()
+    actor.look()
     assert actor.state.closed.outcome is Outcome.EXPIRED
 
 
@@ -554,7 +554,7 @@ def test_M15_a_directory_that_never_answers_ends_the_session_with_the_watch():
     assert actor.state.stage == "Initialized"
     assert actor.need(want.Poll) is not None
     world.now += FOREVER
-    actor.settle()
+    actor.look()
     assert actor.state.closed.outcome is Outcome.EXPIRED
 
 
@@ -616,7 +616,7 @@ def test_M18_a_payjoin_that_cannot_confirm_gives_way_to_the_original(why):
             actor.look()
         case "deadline":
             world.now += DAY + 600
-            actor.settle()
+            actor.look()
         case "cancelled":
             actor.feed(want.Cancel())
     assert actor.has(ev.FallbackBroadcasting)

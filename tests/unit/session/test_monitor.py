@@ -60,6 +60,30 @@ def test_absence_counts_only_for_what_was_looked_for():
     assert actor.has(ev.FallbackBroadcasting)
 
 
+def test_what_is_missing_in_an_old_view_may_be_there_by_now():
+    world = World()
+    actor = world.receiving()
+    actor.run("Monitor")
+    actor.look()
+    world.now = actor.state.deadline  # a laptop was opened again: its last look is a day old
+    actor.settle()
+    assert not actor.has(ev.FallbackBroadcasting)
+    world.chain.put(world.payjoin(actor))
+    actor.look()
+    assert not actor.has(ev.FallbackBroadcasting)
+
+
+@pytest.mark.parametrize("jump", [-DAY, DAY])
+def test_a_clock_that_was_set_makes_a_view_old(jump):
+    world = World()
+    actor = world.sender()
+    actor.settle()
+    actor.look()
+    seen = model.monitor.look(actor.state.stakes, actor.memory, world.now)
+    assert seen.covers
+    assert not model.monitor.look(actor.state.stakes, actor.memory, world.now + jump).covers
+
+
 def test_without_any_look_at_the_chain_nothing_is_concluded():
     world = World()
     actor = world.receiving()
@@ -161,7 +185,7 @@ def test_the_original_goes_out_at_the_deadline_when_a_proposal_was_posted():
     world, actor = posted(policy=ev.Policy(fallback_after=600))
     actor.look()
     world.now += DAY + 599
-    actor.settle()
+    actor.look()
     assert not actor.has(ev.FallbackBroadcasting)
     assert actor.needs.wake_at == actor.state.deadline
     world.now += 1

@@ -85,14 +85,32 @@ def test_a_payment_in_sight_keeps_an_expired_request_open_until_it_is_buried():
     assert (actor.state.closed.outcome, actor.state.closed.txid) == (Outcome.PAID_OTHERWISE, payment.txid)
 
 
-def test_a_cancelled_request_stops_polling_and_ends_when_nothing_is_in_sight():
+def test_a_cancelled_request_ends_when_the_mailbox_was_empty_and_nothing_is_in_sight():
     world = World()
     actor = world.receiver()
     actor.feed(want.Cancel())
-    assert kinds(actor) == ["Watch"]
-    assert actor.feed(want.Polled(b"\xff" * 7168)) == []
     actor.look()
+    assert actor.state.closed is None
+    actor.do(want.Poll)
     assert actor.state.closed.outcome is Outcome.CANCELLED
+
+
+def test_an_empty_answer_from_before_the_cancel_ends_it_at_once():
+    world = World()
+    actor = world.receiver()
+    actor.do(want.Poll)
+    actor.look()
+    actor.feed(want.Cancel())
+    assert actor.state.closed.outcome is Outcome.CANCELLED
+
+
+def test_an_original_that_was_there_before_the_cancel_is_collected():
+    world = World()
+    actor = world.receiving()
+    actor.feed(want.Cancel())
+    actor.run("PendingFallback")
+    assert actor.last(ev.ProposingStopped).why == "cancelled"
+    actor.run(lambda state: state.fallback_broadcasted)
 
 
 @pytest.mark.parametrize("junk", [b"", b"\xff" * 10, b"\xff" * 7168])
@@ -254,9 +272,9 @@ def test_approval_waits_no_longer_than_the_request_lives():
     actor = world.receiving(policy=ev.Policy(approve="ask"))
     actor.run("CheckedOriginal")
     assert actor.needs.wake_at == NOW + DAY - 300
-    world.now += DAY - 29
+    world.now += DAY - 30
     actor.settle()
-    assert actor.last(ev.ProposingStopped).why == "too_late"
+    assert actor.last(ev.RefusalPosting).code == "unavailable"
 
 
 def test_without_a_coin_of_ours_the_payment_arrives_plainly():
@@ -659,7 +677,7 @@ def test_commands_that_cannot_be_say_what_to_do_instead():
     actor.feed(want.Cancel())
     assert actor.decide(want.Cancel()) == []
     assert [type(e) for e in actor.decide(want.Cancel(broadcast=False))] == [ev.CancelRequested]
-    actor.look()
+    actor.run("Closed")
     for command in (want.Cancel(), want.Approve(), want.BroadcastNow()):
         with pytest.raises(WrongUsage, match="has ended"):
             actor.decide(command)
@@ -793,7 +811,7 @@ def test_the_row_says_when_to_come_back():
     assert (row.state, row.outcome, row.next_due) == ("Initialized", None, world.now)
     assert (row.label, row.note, row.order, row.amount) == ("coffee", "table 4", "A-1", 100_000)
     actor.feed(want.Cancel())
-    actor.look()
+    actor.run("Closed")
     assert model.row_facts(actor.state, world.now, actor.memory).outcome == "Cancelled"
     world.now += DAY + 2_592_000
     row = model.row_facts(actor.state, world.now, actor.memory)

@@ -230,7 +230,7 @@ class Actor:
     def perform(self, need: want.Need, answer: want.Answer | None = None) -> list[ev.Event]:
         self.done.append(need)
         answer = self.world.answer(self, need) if answer is None else answer
-        self.memory = self.memory.learned(need, answer, self.state.seq)
+        self.memory = self.memory.learned(need, answer, self.state.seq, self.world.now)
         return self.feed(answer)
 
     def do(self, kind: type[want.Need], answer: want.Answer | None = None) -> list[ev.Event]:
