@@ -69,6 +69,7 @@ EFFECTS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "ReleaseChannels": (("ChannelsReleasing",), ("ChannelsReleased",)),
     "PostReply": (("ProposalPosting", "RefusalPosting"), ("ProposalPosted", "RefusalPosted")),
     "PostOriginal": (("OriginalPosting",), ("OriginalPosted",)),
+    "PostBip78": (("OriginalPosting",), ("ProposalAccepted", "ProposalRefused")),
     "Broadcast": (
         ("FallbackBroadcasting", "Broadcasting", "ChildBroadcasting", "WayOutBroadcasting", "ReclaimBroadcasting"),
         ("FallbackBroadcasted", "FallbackRejected"),

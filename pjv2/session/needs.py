@@ -226,11 +226,11 @@ class Memory:
     """What a worker remembers of this run of the process, beside the log: nothing here survives a restart.
 
     `own`: sequence numbers of the events that this worker appended itself (a reservation belongs to the worker that announced
-    it). `view`: its latest look at the chain for this session, and `watched` the need that it answered: "not in sight" counts
-    only for what was looked for. `reply` and `inspection`: its latest answers to `ReadReply` and `InspectChannels`, each with
-    the `seq` of the state it was asked in: evidence that is older than the question is none, and none survives a restart (a
-    log restored from an older copy must look again). `viewed` is when the view was taken. `silent`: a poll of this run found the mailbox empty, so that no older log
-    of the session can have had an Original from it.
+    it). `view`: its latest look at the chain for this session, taken at `viewed`, and `watched` the need that it answered: "not
+    in sight" counts only for what was looked for, and not long ago. `reply` and `inspection`: its latest answers to `ReadReply`
+    and `InspectChannels`, each with the `seq` of the state it was asked in: evidence that is older than the question is none,
+    and none survives a restart (a log restored from an older copy must look again). `silent`: a poll of this run found the
+    mailbox empty, so that no older log of the session can have had an Original from it.
     """
 
     own: frozenset[int] = frozenset()

@@ -10,11 +10,9 @@ never in a repr.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import hmac
 import json
-import os
 import struct
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,6 +22,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from coincurve import PrivateKey
 
+from pjv2.backends.files import replace_whole
 from pjv2.errors import CannotRead, NotNow, PeerMistake, WrongUsage
 from pjv2.ports import Chain, WalletAddress
 from pjv2.psbt.coin import Coin, input_weight
@@ -550,7 +549,6 @@ class PaperWallet:
         return memory
 
     def _save(self) -> None:
-        """Atomic and durable: a new file beside it, synced, renamed, and the directory synced."""
         path = self._store_path
         if path is None:
             return
@@ -564,22 +562,7 @@ class PaperWallet:
                 },
             }
         )
-        beside = path.with_name(path.name + ".new")
-        with contextlib.suppress(FileNotFoundError):
-            beside.unlink()
-        handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            os.write(handle, text.encode("ascii"))
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-        beside.replace(path)
-        if os.name == "posix":
-            directory = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
+        replace_whole(path, text.encode("ascii"))
 
 
 def _push(data: bytes) -> bytes:

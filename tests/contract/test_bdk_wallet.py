@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
+from itertools import cycle
 
 import pytest
 
@@ -20,8 +21,23 @@ WORDS = "abandon " * 11 + "about"
 KINDS = ("p2wpkh", "p2tr", "p2sh-p2wpkh", "p2pkh")
 
 
+class InTurns:
+    """Objects over one file, as two processes have them: each call goes to the other one."""
+
+    def __init__(self, *wallets):
+        self._wallets = cycle(wallets)
+        self._all = wallets
+
+    def __getattr__(self, name):
+        return getattr(next(self._wallets), name)
+
+    async def close(self):
+        for wallet in self._all:
+            await wallet.close()
+
+
 @asynccontextmanager
-async def bdk_rig(home, kind, server, max_age):
+async def bdk_rig(home, kind, server, max_age, objects=1):
     """`max_age` 0: the wallet looks at its server before each answer about coins. Else only `settle` makes it look."""
     clock = ManualClock()
     async with LabChain() as chain, server(chain) as running:
@@ -31,7 +47,7 @@ async def bdk_rig(home, kind, server, max_age):
         async def reopen():
             if opened:
                 await opened[-1].close()
-            opened.append(
+            wallets = [
                 await BdkWallet.open(
                     home / "wallet.sqlite",
                     MnemonicKeys(WORDS, kind),
@@ -41,7 +57,9 @@ async def bdk_rig(home, kind, server, max_age):
                     gap=5,
                     now=clock.now,
                 )
-            )
+                for _ in range(objects)
+            ]
+            opened.append(InTurns(*wallets))
             return opened[-1]
 
         async def settle():
@@ -75,6 +93,7 @@ WAYS = {
     "p2pkh over esplora": ("p2pkh", EsploraServer, 0.0),
     "p2sh-p2wpkh over electrum": ("p2sh-p2wpkh", ElectrumServer, 0.0),
     "p2tr over esplora only when told": ("p2tr", EsploraServer, 3600.0),
+    "p2wpkh over electrum in turns": ("p2wpkh", ElectrumServer, 0.0, 2),
 }
 
 

@@ -631,18 +631,21 @@ class Worker:
                 self.undo(errand)
 
     def round(self) -> None:
-        """Everything that is due, once, in order."""
+        """Everything that is due, once, in order; and what became due by that, as often as the driver would turn."""
         self.load()
         self.settle()
         self.drop_needless()
-        for need in self.due:
-            if need in self.due and need not in [errand.need for errand in self.errands]:
-                errand = Errand(need, self.state.seq)
-                self.errands.append(errand)
-                self.perform(errand)
-                if errand.performed:
-                    self.deliver(errand)
-                self.settle()
+        asked: list[Any] = []
+        while new := [need for need in self.due if need not in asked]:
+            for need in new:
+                asked.append(need)
+                if need in self.due and need not in [errand.need for errand in self.errands]:
+                    errand = Errand(need, self.state.seq)
+                    self.errands.append(errand)
+                    self.perform(errand)
+                    if errand.performed:
+                        self.deliver(errand)
+                    self.settle()
         for errand in list(self.errands):
             self.perform(errand)
             self.deliver(errand)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from tests.mutants.bitcoind import BITCOIND
 from tests.mutants.checklists import RECEIVER, SENDER
 from tests.mutants.model import Mutant
 from tests.mutants.planning import PLANNING
 from tests.mutants.sessions import MODEL, MONEY
+from tests.mutants.wallet import WALLET
 
-CATALOGUE: tuple[Mutant, ...] = (*MONEY, *MODEL, *RECEIVER, *SENDER, *PLANNING)
+CATALOGUE: tuple[Mutant, ...] = (*MONEY, *MODEL, *RECEIVER, *SENDER, *PLANNING, *WALLET, *BITCOIND)
 
 SAMPLE = (
     "secure-before-post",

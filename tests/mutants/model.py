@@ -57,6 +57,7 @@ PLANNING = ("pjv2/psbt/plan.py", "pjv2/psbt/proposal.py")
 NO_GUARD = {
     "pjv2/psbt/original.py": {
         "_spent": "lists what the clauses of rule 2 look at; the clauses have mutants",
+        "_fee": "the subtraction that a rule and the rebuilding share; both have mutants",
     },
     "pjv2/psbt/verify.py": {
         "_stored": "reads our own log back; a damaged log is an error whatever it is called",

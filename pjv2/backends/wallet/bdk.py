@@ -1,16 +1,17 @@
 """The embedded wallet: `ports.Wallet` over bdkpython, with a file of its own and an Esplora or Electrum server.
 
 It speaks single-key descriptors (BIP44, BIP49, BIP84, BIP86), private or public; with public ones it watches, and offers no coins.
-It refuses to share its file, to sign what was not named, to take a previous output of ours from a PSBT, and to answer about coins
-from what it knew long ago: before coins, a balance or a payment it asks its server, unless it did within `max_age` seconds.
+It refuses to sign what was not named, to take a previous output of ours from a PSBT, and to answer about coins from what it knew
+long ago: before coins, a balance or a payment it asks its server, unless it did within `max_age` seconds. Its file is shared: other
+objects and other processes use it in turns, and what one of them stored the others know in their next turn.
 
 ```
-driver ─► BdkWallet ──► one worker thread ──► WalletFile (SQLite, leases)
+driver ─► BdkWallet ──► one worker thread ──► in turns with others: WalletFile (SQLite, leases)
              └─ sync ─► a daemon thread ────► server          one at a time; who waits for a deadline joins the one under way
 ```
 
-Law: what must survive is on disk before it is answered; the server is asked outside of the worker thread, so that a silent server
-never delays a signature.
+Law: what must survive is on disk before it is answered; the server is asked outside of the worker thread and of any turn, so that a
+silent server never delays a signature.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from pjv2.backends.wallet.bdk_file import WalletFile
+from pjv2.backends.wallet.bdk_file import PATIENCE, WalletFile
 from pjv2.backends.wallet.bdk_keys import (
     BdkKind,
     DescriptorKeys,
@@ -65,7 +67,7 @@ T = TypeVar("T")
 
 
 class BdkWallet:
-    """A wallet file that this process owns. Made by `BdkWallet.open`; `close` gives the file back."""
+    """A wallet file, shared in turns with whoever else has it open. Made by `BdkWallet.open`."""
 
     def __init__(
         self,
@@ -103,14 +105,16 @@ class BdkWallet:
         max_age: float = 10.0,
         deadline: float = 60.0,
         gap: int = GAP,
+        patience: float = PATIENCE,
         now: Callable[[], Instant] = time.time,
     ) -> BdkWallet:
         """Open the wallet file at `path` (made 0600 when missing) with its keys. No server is asked yet.
 
         `sync` is the server; None means that only `saw` brings news. Answers about coins are at most `max_age` seconds old (or
         four times as old as a sync takes; 0: always asked anew);
-        whoever waits for the server waits `deadline` seconds at most. `gap` ends the first scan. `now` dates locks.
-        Raises WrongUsage (keys, other keys' or another network's file), NotNow (in use, disk), CannotRead.
+        whoever waits for the server waits `deadline` seconds at most, and for another process's turn `patience` seconds. `gap` ends
+        the first scan. `now` dates locks.
+        Raises WrongUsage (keys, other keys' or another network's file), NotNow (no turn, disk), CannotRead.
         """
         worker = ThreadPoolExecutor(1, thread_name_prefix="pjv2-wallet")
 
@@ -118,7 +122,7 @@ class BdkWallet:
             ring = keys if isinstance(keys, KeyRing) else key_ring(keys, network)
             if ring.network is not network:
                 raise WrongUsage(f"these keys were read for {ring.network}, not for {network}")
-            return WalletFile(path.absolute(), ring, gap=max(gap, 25))
+            return WalletFile(path.absolute(), ring, gap=max(gap, 25), patience=patience)
 
         try:
             file = await asyncio.get_running_loop().run_in_executor(worker, opened)
@@ -181,7 +185,8 @@ class BdkWallet:
 
     async def scripts(self) -> frozenset[bytes]:
         """Every script this wallet has handed out."""
-        return await self._do(WalletFile.scripts)
+        revealed = await self._do(WalletFile.revealed)
+        return await self._on_thread(lambda: self._file.scripts(revealed))
 
     async def can_sign(self) -> bool:
         return self._file.keys.signs and not self._closed
@@ -220,7 +225,7 @@ class BdkWallet:
         return await self._do(WalletFile.build, payments, rate, lock_id, until, self._now(), avoid)
 
     async def close(self) -> None:
-        """Give the file back. A request to the server that is under way is left to end unheard."""
+        """Let go of the file. A request to the server that is under way is left to end unheard."""
         if self._closed:
             return
         self._closed = True
@@ -260,13 +265,22 @@ class BdkWallet:
     # ------------------------------------------------------------ one thread for the file
 
     async def _do(self, work: Callable[Concatenate[WalletFile, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a method of the file on its thread. A caller that is cancelled leaves it running to its end."""
+        """Run a method of the file on its thread, in a turn. A caller that is cancelled leaves it running to its end."""
+        asked = time.monotonic()
+
+        def run() -> T:
+            with self._file.alone(asked, lambda: self._closed):
+                return work(self._file, *args, **kwargs)
+
+        return await self._on_thread(run)
+
+    async def _on_thread(self, work: Callable[[], T]) -> T:
         if self._closed:
             raise NotNow("the wallet is closed")
 
         def run() -> T:
             try:
-                return work(self._file, *args, **kwargs)
+                return work()
             except library().InternalError as exc:
                 failed = type(exc).__name__
             raise NotNow(f"the wallet's library failed ({failed}): nothing is lost, try again")
@@ -321,11 +335,12 @@ class BdkWallet:
         """One trip to the server; with a `gap` for every script, else for the revealed ones (or every, the first time)."""
         began = time.monotonic()
         link = await self._linked(source)
-        everything, request = await self._do(WalletFile.request, everything=gap is not None)
-        update = await self._ask(
-            source, lambda: link.scan(request, gap or self._gap) if everything else link.refresh(request)
-        )
-        await self._do(WalletFile.apply, update, time.time())
+        taken = False
+        while not taken:
+            everything, request, tip = await self._do(WalletFile.request, everything=gap is not None)
+            ask_for = partial(link.scan, request, gap or self._gap) if everything else partial(link.refresh, request)
+            update = await self._ask(source, ask_for)
+            taken = await self._do(WalletFile.apply, update, tip, time.time())
         self._synced, self._took = began, 0.0 if everything else time.monotonic() - began
 
     async def _linked(self, source: Source) -> Link:

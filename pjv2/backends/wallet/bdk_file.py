@@ -1,35 +1,44 @@
 """The embedded wallet's file, and everything bdkpython does with it. Synchronous: `BdkWallet` runs it on one thread.
 
 ```
-keys ─► WalletFile(path) ─► reveal · coins · hold/drop · build · sign · request ─(server)─► apply
-           │ path           SQLite by the library: public descriptors, addresses, transactions, blocks (0600)
-           │ path.leases    lock ids and their ends (0600)
-           └ path.lock      held by the one process that owns the file
+keys ─► WalletFile(path) ─► alone: reveal · coins · hold/drop · build · sign · request ─(server)─► alone: apply
+           │ path              SQLite by the library: public descriptors, addresses, transactions, blocks (0600)
+           │ path.leases       lock ids and their ends (0600)
+           │ path.broadcasts   what we broadcast in the last ten minutes (0600)
+           └ path.lock         held by whose turn it is
 ```
 
-It refuses a file that another process holds, that belongs to other keys or another network, or that it cannot read. The library
-stores nothing by itself: each method that changes something persists it before it answers.
+Any number of processes, and of objects in one process, use the file at a time, in turns. A turn (`alone`) is short: it has the
+lock, reads what others wrote since its last one, does its work, and has it on disk before it ends. Whether others wrote is told
+by SQLite's own change counter, which a commit moves together with what it changes: no crash comes in between. Nobody has the lock
+while a server is asked; an answer that another process has overtaken meanwhile is put on top of what that one stored, or asked
+for again where it would take blocks of a newer answer back.
+
+It refuses a file that belongs to other keys or another network, that it cannot read, or whose addresses are not those of its keys,
+and a wait without end. The library stores nothing by itself: each method that changes something persists it before it answers.
 
 Our codec owns PSBTs. The library never sees a PSBT of somebody else: it gets a shadow with the same transaction, in which the
 inputs to sign hold our own record of the coin, and all others a previous output and a stand-in for a final witness, so that it
 cannot sign them. Only the final scripts of the named inputs are taken back, after the curve has agreed to them.
 
-Law: the library's coins locked by us are always among the leases on disk; a crash in between leaves a lease, never a lost lock.
+Law: what is in memory is what is on disk: a turn that fails is forgotten, and the next one reads again. The library's coins locked
+by us are always among the leases on disk; a crash in between leaves a lease, never a lost lock.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+from pjv2.backends.files import TurnLock
 from pjv2.backends.wallet.bdk_keys import KeyRing, library
-from pjv2.backends.wallet.leases import Leases
+from pjv2.backends.wallet.leases import Broadcasts, Leases
 from pjv2.backends.wallet.signature import check_signed_input
 from pjv2.errors import CannotRead, NotNow, WrongUsage
 from pjv2.ports import WalletAddress
@@ -41,8 +50,16 @@ COINBASE_MATURITY = 100
 MAX_OWN_CHAIN = 20
 """Unconfirmed ancestors of a coin that are followed before it counts as somebody else's (nodes relay 25)."""
 
+PATIENCE = 30.0
+"""Seconds that a turn is waited for. Turns last milliseconds; whoever has one this long was stopped in it."""
+
+Block: TypeAlias = tuple[int, str]
+"""Height and hash."""
+
 _LARGEST_DUST: Sats = 546
 _STAND_IN = (b"\x51",)
+_KEPT = 600
+"""Seconds for which our own broadcast is repeated while no server lists it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,49 +73,109 @@ class _Held:
 
 
 class WalletFile:
-    """An open wallet file. Raises NotNow (in use, disk trouble), WrongUsage (other keys or network), CannotRead."""
+    """An open wallet file. Raises NotNow (no turn, disk trouble), WrongUsage (other keys or network), CannotRead."""
 
-    def __init__(self, path: Path, keys: KeyRing, *, gap: int) -> None:
+    def __init__(self, path: Path, keys: KeyRing, *, gap: int, patience: float = PATIENCE) -> None:
         self.keys = keys
         self._path = path
+        self._gap = gap
+        self._patience = patience
+        self._persister: Any = None
+        self._wallet: Any = None
         self._bdk = library()
         self._branches = (self._bdk.KeychainKind.EXTERNAL, self._bdk.KeychainKind.INTERNAL)
         self._redeem: dict[tuple[int, int], bytes] = {}
-        self._remembered: dict[Txid, tuple[bytes, Instant]] = {}
-        self._owner = _own(path)
-        try:
-            self._persister, self._wallet = self._open(gap)
+        self._scripts: tuple[list[bytes], list[bytes]] = ([], [])
+        self._lock = TurnLock(path.with_name(path.name + ".lock"))
+        self._seen: tuple[int, int, int] | None = None
+        with _disk(path):
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with self._turn(time.monotonic(), lambda: False):
+            self._persister, self._wallet = self._open()
             self._leases = Leases(path.with_name(path.name + ".leases"), keys.name)
-            self._renew_locks()
-        except BaseException:
-            self._owner.close()
-            raise
+            self._broadcasts = Broadcasts(path.with_name(path.name + ".broadcasts"), keys.name)
+            self._settle()
 
     def close(self) -> None:
-        """Give the file back; everything is on disk already."""
-        del self._wallet, self._persister
-        self._owner.close()
+        """Let go of the file; everything is on disk already."""
+        self._wallet = self._persister = None
+
+    # ------------------------------------------------------------ turns
+
+    @contextmanager
+    def alone(self, asked: float, given_up: Callable[[], bool] = lambda: False) -> Iterator[None]:
+        """A turn: nobody else reads or writes the file meanwhile, and what others wrote before is known. Not reentrant.
+
+        Waits, blocking this thread, until `given_up`, or for `patience` seconds since it was `asked` for (by time.monotonic()) or
+        since this object's last turn: of many who wait together, the others do not wait anew. Raises NotNow; CannotRead,
+        WrongUsage for what is there now.
+        """
+        with self._turn(asked, given_up):
+            self._leases.refresh()
+            if self._seen is None or self._seen != self._written():
+                self._persister, self._wallet = self._open()
+                self._settle()
+            yield
+            self._seen = self._written()
+
+    @contextmanager
+    def _turn(self, asked: float, given_up: Callable[[], bool]) -> Iterator[None]:
+        until = max(asked, self._lock.let_go) + self._patience
+        with contextlib.ExitStack() as stack:
+            try:
+                with _disk(self._path):
+                    stack.enter_context(self._lock.held(until, given_up))
+            except TimeoutError as exc:
+                if given_up():
+                    raise NotNow("the wallet is closed") from exc
+                raise NotNow(
+                    f"the wallet file {self._path} is held by another process for more than {self._patience:g} s: "
+                    "one that was stopped in its work must go on, or end"
+                ) from exc
+            try:
+                yield
+            except BaseException:
+                self._seen = None
+                raise
+
+    def _written(self) -> tuple[int, int, int] | None:
+        """Which file this is, and the counter that SQLite moves with each commit. None when it does not tell: read it again then.
+
+        Only in a turn: closing a file ends this process's locks on it, those of SQLite in another object of ours included.
+        """
+        with _disk(self._path):
+            handle = os.open(self._path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+            try:
+                head, place = os.read(handle, 28), os.fstat(handle)
+            finally:
+                os.close(handle)
+        # File format, 1.3: byte 18 is 1 for a rollback journal; with a write-ahead log the counter may stand still.
+        return (place.st_dev, place.st_ino, int.from_bytes(head[24:28], "big")) if head[18:19] == b"\x01" else None
 
     # ------------------------------------------------------------ the file
 
-    def _open(self, gap: int) -> tuple[Any, Any]:
+    def _open(self) -> tuple[Any, Any]:
         bdk, keys = self._bdk, self.keys
         network = _network(keys.network)
         with _disk(self._path), contextlib.suppress(FileExistsError):
             os.close(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-        params = bdk.LoadParams(check_network=network, check_genesis_hash=None, lookahead=gap, use_spk_cache=False)
+        # The library keeps the scripts it derived: with ten thousand addresses that is reading again in 50 ms instead of a second.
+        params = bdk.LoadParams(check_network=network, check_genesis_hash=None, lookahead=self._gap, use_spk_cache=True)
+        made = bdk.CreateParams(genesis_hash=None, lookahead=self._gap, use_spk_cache=True)
         try:
             persister = bdk.Persister.new_sqlite(str(self._path))
             try:
                 return persister, bdk.Wallet.load_with_params(keys.external, keys.change, persister, params)
             except bdk.LoadWithPersistError.CouldNotLoad:  # nothing in it yet
-                return persister, bdk.Wallet(keys.external, keys.change, network, persister, gap)
+                return persister, bdk.Wallet.create_with_params(keys.external, keys.change, network, persister, made)
         except bdk.LoadWithPersistError.InvalidChangeSet as exc:
             what = "for another network" if "Network mismatch" in exc.error_message else "of other keys"
             raise WrongUsage(
                 f"{self._path} is a wallet {what}: choose another file, or the keys it was made with"
             ) from exc
         except (bdk.LoadWithPersistError, bdk.CreateWithPersistError, bdk.PersistenceError) as exc:
+            if self._wallet is not None:  # it could be read before
+                raise NotNow(f"the wallet file {self._path} cannot be read now: {exc}") from exc
             raise CannotRead(f"{self._path} cannot be read as a wallet file; it is left as it was") from exc
 
     def _persist(self) -> None:
@@ -107,20 +184,41 @@ class WalletFile:
         except self._bdk.PersistenceError as exc:
             raise NotNow(f"the wallet file {self._path} cannot be written now: {exc}") from exc
 
-    def _renew_locks(self) -> None:
-        """A crash may have come between lease and lock; the lease counts."""
+    def _settle(self) -> None:
+        """After reading. A crash may have come between lease and lock; the lease counts."""
         for coin in self._leases.held():
             self._wallet.lock_outpoint(self._outpoint(coin))
-        self._persist()
+        for branch in self._branches:
+            if (last := self._wallet.derivation_index(branch)) is not None:
+                self._wallet.reveal_addresses_to(branch, last)  # reveals nothing: stages the scripts just derived
+        self._persist()  # nothing where there is nothing new
+        self._seen = self._written()
 
     # ------------------------------------------------------------ addresses
 
     def reveal(self, *, change: bool) -> WalletAddress:
         """The next address of the branch, its index on disk."""
-        info = self._wallet.reveal_next_address(self._branches[change])
+        branch = self._branches[change]
+        index = int(self._wallet.next_derivation_index(branch))
+        script = self._own_script(int(change), index)  # before the library looks at its own, which may end the process
+        self._wallet.reveal_addresses_to(branch, index)
         self._persist()
-        script = bytes(info.address.script_pubkey().to_bytes())
-        return WalletAddress(script_to_address(script, self.keys.network), script, info.index)
+        return WalletAddress(script_to_address(script, self.keys.network), script, index)
+
+    def _script(self, branch: int, index: int) -> bytes:
+        descriptor = self.keys.change if branch else self.keys.external
+        return bytes(descriptor.derive_address(index, _network(self.keys.network)).script_pubkey().to_bytes())
+
+    def _own_script(self, branch: int, index: int) -> bytes:
+        """From the keys, and known to the file, whose scripts the library derives but once: only so money is found and can leave."""
+        script = self._script(branch, index)
+        known = self._wallet.derivation_of_spk(self._bdk.Script(script))
+        if known is None or (known.keychain, known.index) != (self._branches[branch], index):
+            raise CannotRead(
+                f"{self._path} is damaged: what it holds as address {index} is not the one of these keys, so none was given out; "
+                "move the file away, and the wallet is found again from its keys"
+            )
+        return script
 
     # ------------------------------------------------------------ coins
 
@@ -240,13 +338,18 @@ class WalletFile:
     def locked(self) -> frozenset[Outpoint]:
         return self._locked()
 
-    def scripts(self) -> frozenset[bytes]:
-        """Every script that was revealed, of both branches."""
+    def revealed(self) -> tuple[int, int]:
+        """How many addresses of either branch were given out."""
+        last = [self._wallet.derivation_index(branch) for branch in self._branches]
+        external, change = (0 if index is None else index + 1 for index in last)
+        return external, change
+
+    def scripts(self, revealed: tuple[int, int]) -> frozenset[bytes]:
+        """The first so many scripts of either branch. Needs no turn, and would make it a long one."""
         found: set[bytes] = set()
-        for branch in self._branches:
-            last = self._wallet.derivation_index(branch)
-            for index in range(0 if last is None else last + 1):
-                found.add(bytes(self._wallet.peek_address(branch, index).address.script_pubkey().to_bytes()))
+        for branch, (known, count) in enumerate(zip(self._scripts, revealed, strict=True)):
+            known += [self._script(branch, index) for index in range(len(known), count)]
+            found.update(known[:count])
         return frozenset(found)
 
     # ------------------------------------------------------------ paying
@@ -315,7 +418,8 @@ class WalletFile:
         bdk = self._bdk
         # Told to the library as where the rest goes: by itself it would use up a change address for every attempt.
         index = self._wallet.next_derivation_index(self._branches[1])
-        change = self._wallet.peek_address(self._branches[1], index).address.script_pubkey()
+        ours = self._own_script(1, index)
+        change = self._bdk.Script(ours)
         others = [output.outpoint for output in self._wallet.list_unspent() if _outpoint(output) not in purse]
         builder = (
             bdk.TxBuilder()
@@ -340,7 +444,6 @@ class WalletFile:
         except bdk.CreateTxError as exc:
             raise WrongUsage(f"the wallet cannot build this payment ({type(exc).__name__})") from exc
         rest = [out for out in psbt.tx.outputs if out not in payments]
-        ours = bytes(change.to_bytes())
         if (
             any(spend.outpoint not in purse for spend in psbt.tx.inputs)
             or len(psbt.tx.outputs) != len(payments) + len(rest)
@@ -449,36 +552,54 @@ class WalletFile:
     # ------------------------------------------------------------ the chain
 
     def tip(self) -> int:
-        return int(self._wallet.latest_checkpoint().height)
+        return self._tip()[0]
+
+    def _tip(self) -> Block:
+        return _block(self._wallet.latest_checkpoint())
 
     def never_synced(self) -> bool:
         return self.tip() == 0
 
-    def request(self, *, everything: bool) -> tuple[bool, Any]:
-        """What to ask a server: every script (True) when told so or when none was ever asked, else the revealed ones."""
+    def request(self, *, everything: bool) -> tuple[bool, Any, Block]:
+        """What to ask a server: every script (True) when told so or when none was ever asked, else the revealed ones; and the tip."""
         if everything or self.never_synced():
-            return True, self._wallet.start_full_scan().build()
-        return False, self._wallet.start_sync_with_revealed_spks().build()
+            return True, self._wallet.start_full_scan().build(), self._tip()
+        return False, self._wallet.start_sync_with_revealed_spks().build(), self._tip()
 
-    def apply(self, update: Any, now: Instant) -> None:
-        """Take a server's update in, on disk. `now` is real time in seconds."""
+    def apply(self, update: Any, asked_at: Block, now: Instant) -> bool:
+        """Take a server's update in, on disk. `asked_at` is the tip of its request, `now` is real time in seconds.
+
+        False: another process told of blocks meanwhile that this older answer does not know. Nothing of it is kept; ask again.
+        """
+        before = self._tip()
+        overtaken = before != asked_at
         try:
             self._wallet.apply_update(update)
         except self._bdk.CannotConnectError as exc:
+            if overtaken:
+                return False
             raise NotNow(
                 "the wallet's server tells of blocks that do not join those it told before: try again"
             ) from exc
-        self._repeat_remembered(now)
+        if overtaken and before not in map(_block, self._wallet.checkpoints()):
+            self._persister, self._wallet = self._open()  # as it was before this update
+            self._settle()
+            return False
+        self._repeat_broadcasts(now)
         self._persist()
+        return True
 
     def saw(self, raw: bytes, now: Instant) -> None:
         """Count a transaction of our own broadcast before a server lists it. `now` is real time in seconds."""
         tx = Tx.parse(raw)
         spent = {spend.outpoint for spend in tx.inputs}
-        for txid, (older, _) in list(self._remembered.items()):
-            if txid != tx.txid and not spent.isdisjoint(spend.outpoint for spend in Tx.parse(older).inputs):
-                del self._remembered[txid]
-        self._remembered[tx.txid] = (raw, now)
+        self._broadcasts.refresh()
+        kept = {
+            txid: (older, since)
+            for txid, (older, since) in self._broadcasts.known().items()
+            if spent.isdisjoint(spend.outpoint for spend in Tx.parse(older).inputs)
+        }
+        self._broadcasts.keep({**kept, tx.txid: (raw, now)})
         self._put(raw, now)
         self._persist()
 
@@ -487,22 +608,25 @@ class WalletFile:
         entry = self._bdk.UnconfirmedTx(tx=self._bdk.Transaction(raw), last_seen=int(now) + 1)
         self._wallet.apply_unconfirmed_txs([entry])
 
-    def _repeat_remembered(self, now: Instant) -> None:
+    def _repeat_broadcasts(self, now: Instant) -> None:
         """A sync evicts what its server does not list yet: put it back for ten minutes, unless something else spends its inputs."""
-        if not self._remembered:
+        self._broadcasts.refresh()
+        kept = self._broadcasts.known()
+        if not kept:
             return
         spent: dict[Outpoint, Txid] = {}
         for known in self._wallet.transactions():
             for spend in known.transaction.input():
                 at = spend.previous_output
                 spent[Outpoint(str(at.txid), at.vout)] = str(known.transaction.compute_txid())
-        for txid, (raw, since) in list(self._remembered.items()):
+        for txid, (raw, since) in list(kept.items()):
             rivals = {spent.get(spend.outpoint, txid) for spend in Tx.parse(raw).inputs} - {txid}
             listed = self._wallet.get_tx(self._bdk.Txid.from_string(txid)) is not None
-            if rivals or now - since > 600:
-                del self._remembered[txid]
+            if rivals or now - since > _KEPT:
+                del kept[txid]
             elif not listed:
                 self._put(raw, now)
+        self._broadcasts.keep(kept)
 
 
 # ---------------------------------------------------------------- small things
@@ -516,6 +640,10 @@ def _outpoint(output: Any) -> Outpoint:
     return Outpoint(str(output.outpoint.txid), output.outpoint.vout)
 
 
+def _block(at: Any) -> Block:
+    return int(at.height), str(at.hash)
+
+
 def _height(position: Any) -> int | None:
     return int(position.confirmation_block_time.block_id.height) if position.is_CONFIRMED() else None
 
@@ -527,45 +655,11 @@ def _too_little(have: Sats, wanted: Sats, error: Any) -> str:
     )
 
 
-class _Owner:
-    """The lock on a wallet file, held until `close` or the end of the process."""
-
-    def __init__(self, handle: int) -> None:
-        self._handle = handle
-
-    def close(self) -> None:
-        if self._handle >= 0:
-            os.close(self._handle)
-            self._handle = -1
-
-
-def _own(path: Path) -> _Owner:
-    """Become the one owner of a wallet file: two would hand out the same addresses. Raises NotNow."""
-    with _disk(path):
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        _lock(handle)
-    except OSError as exc:
-        os.close(handle)
-        raise NotNow(f"the wallet file {path} is in use by another pjv2: stop that one, or let it do the work") from exc
-    return _Owner(handle)
-
-
-def _lock(handle: int) -> None:
-    if sys.platform == "win32":
-        import msvcrt
-
-        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
-    else:
-        import fcntl
-
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
 @contextmanager
 def _disk(path: Path) -> Iterator[None]:
     try:
         yield
+    except TimeoutError:
+        raise
     except OSError as exc:
         raise NotNow(f"the wallet file {path} cannot be opened now: {exc.strerror or type(exc).__name__}") from exc

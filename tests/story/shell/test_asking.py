@@ -196,15 +196,16 @@ async def test_an_expired_request_is_paid_plainly_only_when_somebody_says_so() -
         forget_locks(s)
 
 
-async def test_a_server_of_the_first_version_is_refused_with_a_way_out() -> None:
+async def test_a_server_of_the_first_version_that_is_down_is_paid_by_the_original() -> None:
     async with stage() as s:
-        uri = await plain_uri(s, "?amount=0.0015&pj=https://pay.example/pj")
+        uri = await plain_uri(s, "?amount=0.0015&pj=https://127.0.0.1:1/pj")  # nobody listens there
         alice = Shell(await s.alice())
-        refused = await alice("--json", "send", uri)
-        assert code(refused) == 2
-        assert "BIP78" in refused.stderr
-        assert "add --yes" in refused.stderr
-        assert not alice.party.wallet.locked()
-        assert code(await alice("--json", "send", uri, "--yes")) == 0
+        sent = await alice("--json", "send", uri, "--yes", "--detach")
+        assert code(sent) == 0
+        session = sent.lines[0]["session"]
+        assert code(await alice("resume")) == 0
+        assert code(await alice("cancel", session)) == 0
         assert await received(s, uri) == 150_000
-        forget_locks(s)
+        await s.bury(6)
+        closed = await alice("--json", "resume")
+        assert closed.lines[-2]["outcome"] == "PaidByFallback"
