@@ -16,6 +16,7 @@ EFFECTS = "pjv2/session/effects.py"
 CREATE = "pjv2/session/create.py"
 SEND, SEND_LIFE = "pjv2/session/send/__init__.py", "pjv2/session/send/life.py"
 DRIVER = "pjv2/driver.py"
+ERRANDS = "pjv2/errands.py"
 SQL, MEMORY = "pjv2/backends/store/sql.py", "pjv2/testing/memory_store.py"
 
 TESTS = "tests/unit/session/"
@@ -439,7 +440,7 @@ MONEY = (
     _session(
         "blocked-peers-asked",
         "A blocked peer is not asked, in any session.",
-        DRIVER,
+        ERRANDS,
         " or blocked.get(order.peer, 0) > height:\n",
         ":\n",
         "money 7",
@@ -868,7 +869,7 @@ MODEL = (
     _session(
         "m8-listed-before-cut-off",
         "Peers are cut off before the channels are listed.",
-        DRIVER,
+        ERRANDS,
         "        await asyncio.gather(*(node.disconnect(peer) for peer in need.peers))\n"
         "        listed = await node.channels(need.memo)\n",
         "        listed = await node.channels(need.memo)\n"
@@ -879,7 +880,7 @@ MODEL = (
     _session(
         "m8-not-cut-off",
         "Peers are cut off.",
-        DRIVER,
+        ERRANDS,
         "        await asyncio.gather(*(node.disconnect(peer) for peer in need.peers))\n        listed",
         "        listed",
         "M8",
@@ -888,7 +889,7 @@ MODEL = (
     _session(
         "m8-not-cancelled",
         "Every reservation is cancelled.",
-        DRIVER,
+        ERRANDS,
         "        for id in need.ids:\n            await node.cancel(id)\n",
         "",
         "M8",
@@ -1026,7 +1027,7 @@ MODEL = (
     _session(
         "m17-coins-kept",
         "A worker that lost the race unlocks the coins that are not the session's.",
-        DRIVER,
+        ERRANDS,
         "            if stray:\n",
         "            if False:\n",
         "M17",
@@ -1035,7 +1036,7 @@ MODEL = (
     _session(
         "m21-everything-abandoned",
         "A worker abandons what its own snapshot of the log drafted.",
-        DRIVER,
+        ERRANDS,
         '            if channel.state == "pending" and channel.outpoint is not None and channel.outpoint in need.drafted:\n',
         '            if channel.state == "pending" and channel.outpoint is not None:\n',
         "M21",
