@@ -481,6 +481,7 @@ class Receiving(Adversary):
                     if holders.get(txin.outpoint, session) != session:
                         raise Broken("S7: a way out races another session's proposal")
         for name in self.replies:
+            # A restored log may propose again: the directory keeps the first, and nobody reads back (M10 is not adopted).
             if len(self.world.offered.get(name, ())) > 1 and not self.restored:
                 raise Broken("S5: a mailbox was given two contents")
 
