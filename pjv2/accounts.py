@@ -69,6 +69,8 @@ class Account:
     fee_extra: Sats
     channels: tuple[ChannelEntry, ...]
     late: tuple[Txid, ...] = ()
+    cold_address: str | None = None
+    """Where the payment arrived, if that is an address of the cold wallet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +118,15 @@ def account(row: SessionRow, state: State, events: Sequence[Event]) -> Account:
         fee_extra=sum(child.fee for child in _last_children(state)),
         channels=part.channels,
         late=state.late if isinstance(state, Receiver) else (),
+        cold_address=_paid_cold(state) if isinstance(state, Receiver) else None,
     )
+
+
+def _paid_cold(state: Receiver) -> str | None:
+    cold, closed = state.created.cold, state.closed
+    if cold is None or closed is None:
+        return None
+    return cold.address if closed.outcome is Outcome.PAID and state.pays_cold else None
 
 
 async def accounts(store: Store | None) -> tuple[Account, ...]:
@@ -262,6 +272,8 @@ def labels(entries: Iterable[Account]) -> tuple[Label, ...]:
         text = _name(entry)
         if entry.role == "receiver":  # the payer's address is not ours to label
             _put(found, Label("addr", entry.address, text))
+            if entry.cold_address is not None:
+                _put(found, Label("addr", entry.cold_address, text))
         for txid in (entry.txid, *entry.late):
             if txid is not None:
                 _put(found, Label("tx", txid, f"{text} ({_what(entry, txid)})"))

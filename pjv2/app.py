@@ -18,7 +18,7 @@ import httpx
 from pjv2 import session as model
 from pjv2 import start
 from pjv2.backends.system import SystemClock, SystemEntropy
-from pjv2.config import Config, open_chain, open_channels, open_mailroom, open_store, open_wallet
+from pjv2.config import Config, open_chain, open_channels, open_cold, open_mailroom, open_store, open_wallet
 from pjv2.driver import Driver, Pace
 from pjv2.errors import NotNow, WrongUsage
 from pjv2.poller import Pass, Poller
@@ -155,6 +155,7 @@ class Request(Session):
         self.amount = made.amount
         self.expires = made.expires
         self.plan: PlanExplanation | None = made.plan
+        self.cold = made.cold
 
 
 class Payment(Session):
@@ -175,10 +176,11 @@ class Payment(Session):
 class Payjoin:
     """A wallet's payjoin desk. `async with Payjoin.open(config) as pj:`; see `start` for what receive and send refuse."""
 
-    def __init__(self, config: Config, driver: Driver, hub: Hub) -> None:
+    def __init__(self, config: Config, driver: Driver, hub: Hub, *, cold: start.ColdSource | None = None) -> None:
         self.config = config
         self.driver = driver
         self.hub = hub
+        self.cold = cold
         self.poller = Poller(driver, max_in_flight=config.poller.max_in_flight)
 
     @classmethod
@@ -188,6 +190,7 @@ class Payjoin:
         config: Config | Mapping[str, Any] | str | Path | None = None,
         *,
         wallet: Wallet | None = None,
+        cold: start.ColdSource | None = None,
         chain: Chain | None = None,
         channels: Channels | None = None,
         store: Store | None = None,
@@ -215,6 +218,10 @@ class Payjoin:
             if wallet is None:
                 wallet = await open_wallet(told)
                 stack.push_async_callback(wallet.close)
+            if cold is None and (opened := await open_cold(told, wallet)) is not None:
+                cold = opened
+                if opened is not wallet:
+                    stack.push_async_callback(opened.close)
             if channels is None:
                 channels = await open_channels(told, chain)
                 if channels is not None:
@@ -231,7 +238,7 @@ class Payjoin:
                 notify=hub,
                 pace=pace or _pace(told.network),
             )
-            yield cls(told, driver, hub)
+            yield cls(told, driver, hub, cold=cold)
 
     async def receive(
         self,
@@ -244,8 +251,10 @@ class Payjoin:
         label: str | None = None,
         note: str | None = None,
         order: str | None = None,
+        cold: bool | None = None,
     ) -> Request:
-        """A payment request over `amount` sats, to become these channels."""
+        """A payment request over `amount` sats, to become these channels, or to arrive at the cold wallet (`cold`; by default where
+        there is one and no channels are planned)."""
         policy = self.config.session_policy()
         made = await start.receive(
             self.driver,
@@ -259,6 +268,7 @@ class Payjoin:
             label=label,
             note=note,
             order=order,
+            cold=start.cold_for(self.cold, cold, channels),
         )
         return Request(self, made)
 

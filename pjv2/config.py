@@ -54,8 +54,11 @@ from pjv2.units import MAX_MONEY, FeeRate, Network
 if TYPE_CHECKING:
     import httpx
 
+    from pjv2.backends.bitcoind_rpc import BitcoindRpc
     from pjv2.backends.mailroom import ServiceLike
     from pjv2.backends.store.sealed import StoreKey
+    from pjv2.backends.wallet.bdk_keys import Keys
+    from pjv2.backends.wallet.cold import ColdWallet
     from pjv2.ports import Chain, Channels, Mailroom, Store, Wallet
     from pjv2.session.events import Policy
 
@@ -97,6 +100,12 @@ def _listen(value: str) -> str:
     host, _, port = value.rpartition(":")
     if value != "off" and not (host and port.isascii() and port.isdigit() and int(port) <= 0xFFFF):
         raise ValueError("must be host:port, or off")
+    return value
+
+
+def _public(value: str) -> str:
+    if "prv" in value:
+        raise ValueError("holds a private key: give the public descriptor (xpub, tpub) that the cold wallet exports")
     return value
 
 
@@ -218,6 +227,8 @@ class WalletSection(Section):
     change_descriptor: SecretStr | None = None
     change_descriptor_file: Path | None = None
     mnemonic_file: Path | None = None
+    # Public, and yet it tells every address: it is shown to nobody.
+    cold_descriptor: Annotated[Text, AfterValidator(_public)] | None = Field(default=None, repr=False)
     url: WebUrl | None = None
     user: Text | None = None
     password: SecretStr | None = None
@@ -281,6 +292,7 @@ class PolicySection(Section):
     own_input: Literal["require", "prefer"] = "require"
     on_peer_failure: Literal["drop", "deposit", "abort"] = "deposit"
     approve: Literal["auto", "ask"] = "auto"
+    approve_within: Number = Field(default=600, gt=0, le=MAX_EXPIRE_IN)
     expire_in: Whole = Field(default=86_400, ge=1, le=MAX_EXPIRE_IN)
     fallback_after: Number = Field(default=600, ge=0, le=31_536_000)
     confirmations: Whole = Field(default=1, ge=1, le=6)
@@ -431,6 +443,7 @@ class Config(BaseSettings):
             own_input=told.own_input,
             on_peer_failure=told.on_peer_failure,
             approve=told.approve,
+            approve_within=told.approve_within,
             fallback_after=told.fallback_after,
             confirmations=told.confirmations,
             give_up_blocks=told.give_up_blocks,
@@ -721,16 +734,62 @@ async def store_key(config: Config) -> StoreKey | None:
     return None if data is None else StoreKey.parse(data, "[store] encryption_key_file")
 
 
-async def _bdk(config: Config) -> Wallet:
+def _bdk_keys(config: Config) -> Keys:
     from pjv2.backends.wallet import bdk
 
     told = config.wallet
-    keys = bdk.keys_from(told.secret("descriptor"), told.secret("change_descriptor"), told.secret_bytes("mnemonic"))
-    ring = bdk.key_ring(keys, config.network)
+    return bdk.keys_from(told.secret("descriptor"), told.secret("change_descriptor"), told.secret_bytes("mnemonic"))
+
+
+async def _bdk(config: Config) -> Wallet:
+    from pjv2.backends.wallet import bdk
+
+    ring = bdk.key_ring(_bdk_keys(config), config.network)
     server = bdk.source_for(config.chain_backend, config.chain.url, config.proxy)
     # By the keys' public name: other keys have another file.
     path = data_directory() / f"wallet-{config.network}-{ring.name}.sqlite"
     return await bdk.BdkWallet.open(path, ring, config.network, sync=server)
+
+
+def _node(config: Config, told: WalletSection | ChainSection, url: str) -> BitcoindRpc:
+    """A Core node at `url`, with the login that `told` names."""
+    from pjv2.backends.bitcoind_rpc import BitcoindRpc, cookie_login, password_login
+
+    def cookie() -> bytes:
+        return told.secret_bytes("cookie") or b""
+
+    def password() -> str:
+        return told.secret("password") or ""
+
+    if told.cookie_file is not None:
+        login = cookie_login(cookie)
+    elif told.user is not None and (told.password or told.password_file) is not None:
+        login = password_login(told.user, password)
+    else:
+        raise WrongUsage(
+            f"[{told.place}] says no login for bitcoind: name its cookie_file, or user and password_file (rpcauth)"
+        )
+    return BitcoindRpc(url, login, network=config.network, proxied=config.proxy is not None)
+
+
+async def _bitcoind_wallet(config: Config) -> Wallet:
+    from pjv2.backends.wallet.bitcoind import BitcoindWallet
+
+    if config.wallet.url is None:
+        raise WrongUsage("[wallet] url is missing: name the node's wallet, such as http://127.0.0.1:8332/wallet/NAME")
+    return BitcoindWallet(_node(config, config.wallet, config.wallet.url), data_directory())
+
+
+async def _bitcoind_chain(config: Config) -> Chain:
+    from pjv2.backends.chain.bitcoind import BitcoindChain
+
+    told, wallet = config.chain, config.wallet
+    same = wallet if wallet.backend == "bitcoind" else None
+    url = told.url or (same.url if same is not None else None)
+    if url is None:
+        raise WrongUsage("[chain] url is missing: name the node, such as http://127.0.0.1:8332")
+    own = told.user is not None or told.cookie_file is not None
+    return BitcoindChain(_node(config, told if own or same is None else same, url))
 
 
 def _chain_url(config: Config, example: str) -> str:
@@ -765,8 +824,12 @@ async def _rehearsal(config: Config, chain: Chain | None) -> Channels:
 
 # A back end that pjv2 learns to speak is one function and one line here.
 STORES: dict[str, Callable[[Config], Awaitable[Store]]] = {"sqlite": _sql, "postgresql": _sql}
-WALLETS: dict[str, Callable[[Config], Awaitable[Wallet]]] = {"bdk": _bdk}
-CHAINS: dict[str, Callable[[Config], Awaitable[Chain]]] = {"esplora": _esplora, "electrum": _electrum}
+WALLETS: dict[str, Callable[[Config], Awaitable[Wallet]]] = {"bdk": _bdk, "bitcoind": _bitcoind_wallet}
+CHAINS: dict[str, Callable[[Config], Awaitable[Chain]]] = {
+    "esplora": _esplora,
+    "electrum": _electrum,
+    "bitcoind": _bitcoind_chain,
+}
 CHANNELS: dict[str, Callable[[Config, Chain | None], Awaitable[Channels | None]]] = {
     "none": _no_channels,
     "rehearsal": _rehearsal,
@@ -817,6 +880,33 @@ def _told(services: tuple[Service, ...]) -> list[ServiceLike] | None:
 async def open_wallet(config: Config) -> Wallet:
     """The wallet by its name. Raises WrongUsage when this version does not speak it."""
     return await _chosen(WALLETS, config.wallet.backend, "[wallet] backend", "wallet")(config)
+
+
+async def open_cold(config: Config, wallet: Wallet) -> ColdWallet | Wallet | None:
+    """Where addresses of cold keys come from: `cold_descriptor`, or a wallet that only watches; None where there are none.
+
+    Raises WrongUsage for a private descriptor, and for the wallet's own.
+    """
+    told = config.wallet
+    if told.cold_descriptor is None and told.backend != "bdk":
+        return None
+    from pjv2.backends.wallet import bdk
+
+    if told.cold_descriptor is None:
+        return wallet if isinstance(wallet, bdk.BdkWallet) and not await wallet.can_sign() else None
+    from pjv2.backends.wallet import cold
+
+    ring = cold.cold_ring(told.cold_descriptor, config.network)
+    named = told.backend == "bdk" and (told.descriptor or told.descriptor_file or told.mnemonic_file) is not None
+    if named and cold.same_addresses(ring, _bdk_keys(config), config.network):
+        raise WrongUsage(
+            "[wallet] cold_descriptor is the wallet's own: each would give out the other's addresses; leave it out, or name "
+            "another account"
+        )
+    # Only these servers can tell which addresses were used before; without one the first address is index 0.
+    served = config.chain_backend in ("esplora", "electrum")
+    server = bdk.source_for(config.chain_backend, config.chain.url, config.proxy) if served else None
+    return cold.ColdWallet(data_directory() / f"cold-{config.network}-{ring.name}.sqlite", ring, sync=server)
 
 
 async def open_chain(config: Config) -> Chain:

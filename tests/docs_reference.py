@@ -123,7 +123,8 @@ def _option_row(name: str, hint: Any, default: Any) -> tuple[bool, tuple[str, ..
     if type(told).__name__ == "ArgumentInfo":
         return True, (f"`{told.metavar or name.upper()}`", kind, _shown(default), told.help)
     # With Annotated, typer takes the first spelling for a default and moves it later.
-    names = [one for one in (told.default, *(told.param_decls or ())) if isinstance(one, str) and one.startswith("-")]
+    written = [one for one in (told.default, *(told.param_decls or ())) if isinstance(one, str) and one.startswith("-")]
+    names = [name for one in written for name in one.split("/")]  # a flag and its opposite
     if not names:
         raise StaleTables(f"the option {name} does not say how it is written")
     if told.count:
@@ -214,6 +215,8 @@ KEYS: Mapping[str, str] = {
     "wallet.change_descriptor": "bdk: the branch for change, unless the first one has two paths",
     "wallet.change_descriptor_file": "the same in a private file",
     "wallet.mnemonic_file": "bdk: a private file with the words (BIP39)",
+    "wallet.cold_descriptor": "a public descriptor of keys kept elsewhere, such as `wpkh([…]xpub…/0/*)`: payments without channels go to "
+    "its addresses, where the payer allows it; see [cold-receiver.md](../howto/cold-receiver.md)",
     "wallet.url": "bitcoind: the URL of the node's wallet",
     "wallet.user": "bitcoind: who logs in",
     "wallet.password": "bitcoind: his password",
@@ -244,6 +247,8 @@ KEYS: Mapping[str, str] = {
     "policy.on_peer_failure": "`drop`: a channel that fails is left out, its satoshis go to the others or to the wallet; `deposit`: no "
     "channels, a plain payjoin; `abort`: no payjoin, the Original pays",
     "policy.approve": "`ask`: no proposal leaves before a person agrees",
+    "policy.approve_within": "seconds after the payer's transaction was accepted that a person has to agree, at most until half a minute "
+    "before the request expires; without a word the payer is refused, and his transaction pays",
     "policy.expire_in": "seconds that a request is good for",
     "policy.fallback_after": "seconds after the expiry until the Original is broadcast",
     "policy.confirmations": "after how many a payment is told as confirmed",
@@ -349,6 +354,7 @@ FIELDS: Mapping[str, tuple[str, str]] = {
     "amount_received": ("satoshis", "what the receiver gained; for a payer, what the payee was owed"),
     "amount_requested": ("satoshis", "what was asked for; null: any amount"),
     "amount_sent": ("satoshis", "what the payee was owed"),
+    "approve_until": ("number", "until when a person may approve a proposal; null: nobody is asked, or not any more"),
     "attempt": ("whole number", "which try at opening channels, from 1"),
     "blocked_peers": ("list of objects", "`peer` and `until_height`: not asked before that block"),
     "broadcast": ("truth", "whether the Original may go out instead"),
@@ -360,12 +366,14 @@ FIELDS: Mapping[str, tuple[str, str]] = {
     "closed": ("text", "when it ended, RFC 3339"),
     "code": ("text", "the code of a refusal (BIP78)"),
     "coins": ("whole number", "how many coins of ours are set aside"),
+    "cold": ("truth", "the payment goes to the cold address; null: the request has none"),
+    "cold_address": ("text", "the cold wallet's address that a proposal sends the payment to; null: there is none"),
     "config": ("text", "the file that was written"),
     "esplora": ("text", "the lab's chain as an Esplora server"),
     "payer_config": ("text", "the payer's configuration file"),
     "contributed": ("satoshis", "own coins in the transaction that ended the session"),
     "created": ("number", "when the session was made"),
-    "deferred": ("whole number", "sessions for which the budget did not last"),
+    "deferred": ("whole number", "sessions that could not be worked on in this pass"),
     "detail": ("text", "more of it, for people"),
     "directory": ("text", "the directory's URL"),
     "directory_peers": ("list of text", "addresses that the directory was asked from"),
@@ -444,6 +452,7 @@ FIELDS: Mapping[str, tuple[str, str]] = {
     "value": ("satoshis", "of these coins"),
     "version": ("text", "of pjv2"),
     "wait": ("number", "seconds that it is left alone"),
+    "waited": ("list of objects", "`session` and `why`: what kept it from going on in this pass"),
     "wallet": ("text", "the wallet's back end"),
     "warnings": ("whole number", "things to know of"),
     "what": (
@@ -457,6 +466,7 @@ FIELDS: Mapping[str, tuple[str, str]] = {
     "worst_fee": ("satoshis", "our part at most"),
     "Account.created": ("text", "when it was made, RFC 3339"),
     "Account.channels": ("list of objects", "`outpoint` and `capacity`"),
+    "Account.cold_address": ("text", "where it arrived, if that is an address of the cold wallet"),
     "Alarm.what": ("text", "the alarm's name"),
     "ChannelsIntended.channels": ("list of objects", "`peer` and `capacity`; null: the rest"),
     "ChannelsReserved.channels": ("whole number", "how many peers agreed"),
@@ -464,6 +474,7 @@ FIELDS: Mapping[str, tuple[str, str]] = {
     "Created.channels": ("whole number", "how many channels are planned; receiver only"),
     "DemoDone.channels": ("list of objects", "`outpoint` and `capacity`"),
     "DryRun.channels": ("list of objects", "`peer` and `capacity`; null: the rest"),
+    "DryRun.cold": ("truth", "a proposal would send the payment to the cold wallet"),
     "Error.next": ("text", "what to do"),
     "KeyRotated.what": ("text", "the need that has to wait"),
     "Label.label": ("text", "the label (BIP329)"),

@@ -175,9 +175,9 @@ class Login:
     user: str | None
     password_file: Path | None
 
-    def table(self, ask: Questions) -> Table:
+    def table(self, ask: Questions, network: Network) -> Table:
         if self.user is None and self.password_file is None:
-            return {"cookie_file": str(ask.path("bitcoind's cookie", self.cookie_file, _home(".bitcoin/.cookie")))}
+            return {"cookie_file": str(ask.path("bitcoind's cookie", self.cookie_file, _cookie(network)))}
         if self.user is None or self.password_file is None:
             raise WrongUsage("--user and --password-file go together")
         return {"user": self.user, "password_file": str(_absolute(self.password_file))}
@@ -201,7 +201,7 @@ def _wallet(
     table: Table = {"backend": kind.value}
     if kind is WalletKind.BITCOIND:
         suggested = f"http://127.0.0.1:{_BITCOIND_PORTS[network]}/wallet/pjv2"
-        table |= {"url": ask.text("URL of the node's wallet", url, suggested), **login.table(ask)}
+        table |= {"url": ask.text("URL of the node's wallet", url, suggested), **login.table(ask, network)}
     elif kind is WalletKind.BDK and descriptor is not None:
         table |= {"descriptor": descriptor, "change_descriptor": change_descriptor}
     elif kind is WalletKind.BDK:
@@ -225,7 +225,7 @@ def _chain(
         table["url"] = ask.text(question, url, suggested, "--chain-url")
     elif kind is ChainKind.BITCOIND and wallet["backend"] != "bitcoind":
         table |= {"url": ask.text("URL of the node", url, f"http://127.0.0.1:{_BITCOIND_PORTS[network]}")}
-        table |= login.table(ask)
+        table |= login.table(ask, network)
     elif url is not None:
         table["url"] = url
     return table
@@ -262,6 +262,12 @@ def _lnd(ask: Questions, url: str | None, tls_cert: Path | None, macaroon_file: 
 
 def _home(name: str) -> Path:
     return Path.home() / name
+
+
+def _cookie(network: Network) -> Path:
+    """Where bitcoind of this network puts its cookie when nobody says otherwise."""
+    home = _home("Library/Application Support/Bitcoin") if sys.platform == "darwin" else _home(".bitcoin")
+    return home / ("" if network is Network.BITCOIN else network.value) / ".cookie"
 
 
 def _absolute(path: Path) -> Path:
@@ -411,6 +417,7 @@ network = {_string(answers.network.value)}  # bitcoin | signet | testnet4 | regt
 {_line("mnemonic_file", wallet.get("mnemonic_file"), _WORDS_FILE)}  # bdk: words, in a file that you alone can read
 {_line("descriptor", wallet.get("descriptor"), "wpkh([fingerprint/84h/0h/0h]xprv…/0/*)")}  # bdk: instead of words
 {_line("change_descriptor", wallet.get("change_descriptor"), "wpkh([fingerprint/84h/0h/0h]xprv…/1/*)")}
+# cold_descriptor = "wpkh([fingerprint/84h/0h/1h]xpub…/0/*)"  # public: payments go there where the payer's software lets them
 {_line("url", wallet.get("url"), "http://127.0.0.1:8332/wallet/NAME")}  # bitcoind
 {_line("cookie_file", wallet.get("cookie_file"), "/path/to/.cookie")}  # bitcoind; or user and password_file
 {_line("user", wallet.get("user"), "pjv2")}
@@ -445,6 +452,7 @@ network = {_string(answers.network.value)}  # bitcoin | signet | testnet4 | regt
 # own_input = {_string(policy.own_input)}  # require | prefer: whether channels need a coin of ours
 # on_peer_failure = {_string(policy.on_peer_failure)}  # drop | deposit | abort
 # approve = {_string(policy.approve)}  # auto | ask: whether a person approves each proposal
+# approve_within = {policy.approve_within:g}  # seconds; without a word by then the payer's own transaction is broadcast
 # expire_in = {policy.expire_in:_}  # seconds that a request is good for, at most 518_400
 # fallback_after = {policy.fallback_after:g}  # seconds after the expiry until the payer's own transaction is broadcast
 # confirmations = {policy.confirmations}  # when a payment is told as confirmed

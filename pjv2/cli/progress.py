@@ -229,6 +229,14 @@ class Follower:
             return
         self._retry(str(fact.facts.get("what")), str(fact.facts.get("why")))
 
+    def kept_waiting(self, why: str) -> None:
+        """What keeps this process from working on the session; told once."""
+        if self.cli.json and ("session", why) != self._hinted:
+            self._hinted = ("session", why)
+            self.cli.out.result("NotNow", session=self.session, what="session", why=why)
+        elif not self.cli.json:
+            self._retry("session", why)
+
     def _retry(self, what: str, why: str) -> None:
         if (what, why) != self._hinted:
             self._hinted = (what, why)
@@ -276,6 +284,7 @@ async def follow(cli: Cli, pj: Payjoin, session: SessionId, until: Until) -> int
                 if reached(state, until, follower.tip):
                     return
             except NotNow as exc:  # another worker has it, or its world is away
+                follower.kept_waiting(str(exc))
                 await driver.clock.sleep(exc.after if exc.after is not None else driver.pace.retry)
 
     async with pj.hub.listening(session) as queue:

@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from pjv2.app import Payjoin
-    from pjv2.psbt.plan import ChannelOrder, PlanExplanation
+    from pjv2.ports import WalletAddress
+    from pjv2.psbt.plan import ChannelOrder
     from pjv2.schedule import Schedule
     from pjv2.session.events import Policy
-    from pjv2.start import Request
-    from pjv2.units import Sats
+    from pjv2.start import ColdSource, Request
+    from pjv2.units import Network, Sats
 
 COLUMNS = 80
 
@@ -53,6 +54,13 @@ async def run(
         Literal["require", "prefer"] | None,
         typer.Option("--own-input", help="Channels only beside a coin of our own, or also (a risk) without one."),
     ] = None,
+    cold: Annotated[
+        bool | None,
+        typer.Option(
+            "--cold/--no-cold",
+            help="Let the payment arrive at the cold wallet ([wallet] cold_descriptor); by default where there is one, without channels.",
+        ),
+    ] = None,
     fallback_after: Annotated[
         float | None,
         typer.Option("--fallback-after", metavar="S", help="Seconds from expiry until the Original is broadcast."),
@@ -72,6 +80,8 @@ async def run(
 
     asked = None if amount is None else parse_amount(amount)
     orders = [parse_channel_order(text) for text in channel or ()]
+    if cold and (orders or queue):
+        raise WrongUsage("--cold and channels exclude each other: a channel takes the payment into the Lightning node")
     if queue and asked is None:
         raise WrongUsage("--queue needs an AMOUNT: without one nobody can tell which plans fit")
     if qr_png is not None and not qr_png.absolute().parent.is_dir():
@@ -80,7 +90,7 @@ async def run(
     policy = {name: value for name, value in told.items() if value is not None}
     if policy:
         cli.overrides["policy"] = cli.overrides.get("policy", {}) | policy
-    wish: dict[str, Any] = {"top_up": top_up, "label": label, "note": note, "order": order}
+    wish: dict[str, Any] = {"top_up": top_up, "label": label, "note": note, "order": order, "cold": cold}
     async with cli.payjoin() as pj:
         known = None if order is None else await pj.driver.store.find(order=order)
         if known is None:
@@ -128,6 +138,7 @@ async def _start(
     from pjv2 import start
 
     policy = pj.config.session_policy()
+    source = start.cold_for(pj.cold, wish["cold"], orders)
     return await start.receive(
         driver or pj.driver,
         pj.config.network,
@@ -136,8 +147,25 @@ async def _start(
         channels=orders,
         deposit=policy.on_peer_failure == "drop",
         expire_in=pj.config.policy.expire_in,
-        **wish,
+        **wish | {"cold": source if driver is None or source is None else _Unnamed(source)},
     )
+
+
+class _Unnamed:
+    """A cold wallet whose addresses are nobody's: nothing is given out for a request that is only shown."""
+
+    def __init__(self, source: ColdSource) -> None:
+        self._source = source
+
+    async def network(self) -> Network:
+        return await self._source.network()
+
+    async def new_address(self) -> WalletAddress:
+        from pjv2.ports import WalletAddress
+        from pjv2.psbt.tx import script_to_address
+
+        script = b"\x00\x14" + bytes([1]) * 20
+        return WalletAddress(script_to_address(script, await self.network()), script, 0)
 
 
 async def _made(
@@ -162,9 +190,9 @@ async def _made(
         # Everything that can be known is asked before the URI exists, so that payjoin is not offered when it cannot work.
         shown = await _start(pj, amount, orders, wish | {"order": None}, as_if(pj.driver, Composed(pj.driver)))
         risks = _risks(orders, policy)
-        _explain(cli, pj, amount, shown.plan, risks)
+        _explain(cli, pj, amount, shown, risks)
         if dry_run:
-            _dry(cli, pj, amount, orders, shown.plan, risks)
+            _dry(cli, pj, amount, orders, shown, risks)
             return None
         if risks and ask and cli.asks and not await cli.confirm("Go on?"):
             cli.out.say("Nothing was asked for.")
@@ -244,10 +272,11 @@ def _risks(orders: Sequence[ChannelOrder], policy: Policy) -> list[str]:
     return found
 
 
-def _explain(cli: Cli, pj: Payjoin, amount: Sats | None, plan: PlanExplanation | None, risks: list[str]) -> None:
+def _explain(cli: Cli, pj: Payjoin, amount: Sats | None, shown: Request, risks: list[str]) -> None:
     """Who gets what, before anybody sees a URI."""
     from pjv2.cli.output import plain, table
 
+    plan = shown.plan
     if cli.out.json:
         return
     drawn = table("what", "value", "note")
@@ -257,7 +286,12 @@ def _explain(cli: Cli, pj: Payjoin, amount: Sats | None, plan: PlanExplanation |
             drawn.add_row(plain(row.what), row.value, row.note)
     else:
         policy = pj.config.policy
-        drawn.add_row("asked", "any amount" if amount is None else f"{amount:_} sat", "to an address of your wallet")
+        asked = "any amount" if amount is None else f"{amount:_} sat"
+        if shown.cold is not None:
+            drawn.add_row("asked", asked, "to a fresh address of your cold wallet, beside no coin of yours")
+            drawn.add_row("if the payer forbids that", "an ordinary request", "to an address of your wallet")
+        else:
+            drawn.add_row("asked", asked, "to an address of your wallet")
         drawn.add_row(
             "fee", f"at most {policy.max_fee_rate:g} sat/vB", "for your own input and output, if one takes part"
         )
@@ -272,15 +306,17 @@ def _dry(
     pj: Payjoin,
     amount: Sats | None,
     orders: Sequence[ChannelOrder],
-    plan: PlanExplanation | None,
+    shown: Request,
     risks: list[str],
 ) -> None:
+    plan = shown.plan
     cli.out.result(
         "DryRun",
         "Nothing was asked for (dry run).",
         amount=amount,
         expire_in=pj.config.policy.expire_in,
         channels=[{"peer": order.peer, "capacity": order.capacity} for order in orders],
+        cold=shown.cold is not None,
         worst_fee=None if plan is None else plan.worst_fee,
         reply_bytes=None if plan is None else plan.reply_bytes,
         risks=risks,
@@ -306,3 +342,7 @@ def _show(cli: Cli, made: Request, qr_png: Path | None) -> None:
         cli.out.say("The QR code is too wide for a terminal: --qr-png FILE writes it as a picture.")
     cli.out.show(made.uri)
     cli.out.say(f"Session {made.session[:8]}; good until {moment(made.expires)}.")
+    if made.cold is not None:
+        cli.out.say(
+            f"A payjoin pays {made.cold} of your cold wallet. Give that address to nobody: the URI is what is paid."
+        )

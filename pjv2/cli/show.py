@@ -8,6 +8,8 @@ import typer
 
 from pjv2.cli.command import Cli
 
+TIMES = frozenset({"created", "expires", "next_due", "approve_until"})
+
 
 async def run(
     cli: Cli, id: Annotated[str, typer.Argument(metavar="ID", help="A session's id, or the beginning of it.")]
@@ -17,8 +19,5 @@ async def run(
     from pjv2.cli.sessions import look_up
 
     found = await look_up(cli.config, id)
-    shown = {
-        name: utc(value) if name in {"created", "expires", "next_due"} and value is not None else value
-        for name, value in found.facts.items()
-    }
+    shown = {name: utc(value) if name in TIMES and value is not None else value for name, value in found.facts.items()}
     cli.out.result("Session", facts({"session": found.row.session, **shown}), session=found.row.session, **found.facts)

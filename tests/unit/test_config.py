@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "payjoin": {"directories": (), "relays": (), "ohttp_keys_file": None, "ca_file": None},
     "wallet": {
         "backend": "bdk", "descriptor": None, "descriptor_file": None, "change_descriptor": None,
-        "change_descriptor_file": None, "mnemonic_file": None, "url": None, "user": None, "password": None,
+        "change_descriptor_file": None, "mnemonic_file": None, "cold_descriptor": None, "url": None, "user": None, "password": None,
         "password_file": None, "cookie_file": None,
     },
     "chain": {
@@ -47,7 +48,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "store": {"url": "sqlite:///pjv2.sqlite", "encryption_key_file": None, "encryption_keyring": None},
     "policy": {
         "max_fee_rate": 50, "max_fee_share": 0.05, "min_fee_rate": 1, "min_amount": 10_000, "own_input": "require",
-        "on_peer_failure": "deposit", "approve": "auto", "expire_in": 86_400, "fallback_after": 600,
+        "on_peer_failure": "deposit", "approve": "auto", "approve_within": 600, "expire_in": 86_400, "fallback_after": 600,
         "confirmations": 1, "give_up_blocks": 1_000, "watch_after_expiry": 2_592_000,
     },
     "poller": {"max_in_flight": 256},
@@ -104,6 +105,7 @@ ca_file = "ca.pem"
 backend = "bitcoind"
 descriptor = "wpkh(xpub)"
 change_descriptor = "wpkh(xpub/1/*)"
+cold_descriptor = "wpkh(xpub/2/*)"
 url = "http://127.0.0.1:8332/wallet/NAME"
 user = "u"
 password_file = "password"
@@ -131,6 +133,7 @@ min_amount = 20_000
 own_input = "prefer"
 on_peer_failure = "drop"
 approve = "ask"
+approve_within = 90
 expire_in = 518_400
 fallback_after = 60
 confirmations = 3
@@ -277,6 +280,10 @@ def test_an_unknown_key_is_refused_with_its_place_and_the_nearest_known_one(home
         ({"policy": {"min_fee_rate": 51}}, "min_fee_rate above max_fee_rate"),
         ({"policy": {"confirmations": 7}}, "at most 6"),
         ({"policy": {"give_up_blocks": 2_016}}, "at most 2_000"),
+        ({"policy": {"approve_within": 0}}, "above 0"),
+        ({"policy": {"approve_within": 518_401}}, "at most 518_400"),
+        ({"wallet": {"cold_descriptor": "wpkh(xprv/0/*)"}}, "holds a private key: give the public descriptor"),
+        ({"wallet": {"cold_descriptor": ""}}, "must not be empty"),
         ({"policy": {"own_input": "maybe"}}, "must be one of 'require' or 'prefer'"),
         ({"policy": {"approve": "x", "expire_in": 0}}, "(and 1 more)"),
         ({"policy": 5}, "must be a table"),
@@ -476,14 +483,15 @@ def test_the_policy_of_a_session_is_rounded_against_ourselves() -> None:
 def test_the_default_policy_is_the_sessions_own_default() -> None:
     from pjv2.session.events import Policy
 
-    assert Config.load().session_policy() == Policy()
+    # A session of an older log has no time of its own to approve; a new one has what the configuration says.
+    assert Config.load().session_policy() == replace(Policy(), approve_within=600)
 
 
 def test_every_limit_of_the_configuration_reaches_the_policy() -> None:
     told = {
         "max_fee_rate": 7, "max_fee_share": 0.5, "min_fee_rate": 2, "min_amount": 3, "own_input": "prefer",
         "on_peer_failure": "abort", "approve": "ask", "fallback_after": 4, "confirmations": 5, "give_up_blocks": 6,
-        "watch_after_expiry": 7,
+        "watch_after_expiry": 7, "approve_within": 8,
     }  # fmt: skip
     policy = Config.load(None, {"policy": told}).session_policy()
     assert policy.max_fee_rate == FeeRate(1_750)
