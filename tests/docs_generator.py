@@ -69,7 +69,7 @@ EFFECTS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "ReleaseChannels": (("ChannelsReleasing",), ("ChannelsReleased",)),
     "PostReply": (("ProposalPosting", "RefusalPosting"), ("ProposalPosted", "RefusalPosted")),
     "PostOriginal": (("OriginalPosting",), ("OriginalPosted",)),
-    "PostBip78": (("OriginalPosting",), ("ProposalAccepted", "ProposalRefused")),
+    "PostBip78": (("OriginalPosting",), ()),  # its answer is the proposal, or the reason why there is none
     "Broadcast": (
         ("FallbackBroadcasting", "Broadcasting", "ChildBroadcasting", "WayOutBroadcasting", "ReclaimBroadcasting"),
         ("FallbackBroadcasted", "FallbackRejected"),

@@ -3,9 +3,9 @@
 It reads the chain, the disks of the parties, their nodes and the directory; it trusts no session's own opinion of its end.
 What it checks is design.md section 5: the payer paid at most once; satoshis are conserved to the fee; every funding output on
 chain has a stored commitment for exactly that outpoint; no coin or peer is in use by a closed session; one reply content per
-mailbox; no pending channel without an open session.
+mailbox; no pending channel without an open session; a wallet counts what the chain holds for it.
 
-Law: an audit changes nothing.
+Law: an audit changes nothing; a wallet that is asked may look at the chain first.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ async def audit(world: World) -> None:
     for party in world.parties.values():
         findings += await _nothing_in_use(party)
         findings += await _no_orphan_channels(party)
+        findings += await _counted_right(world, party)
     findings += _one_content_per_mailbox(world, sessions)
     if findings:
         raise BrokenPromise("\n".join(findings))
@@ -208,6 +209,28 @@ async def _no_orphan_channels(party: Party) -> list[str]:
     live = {row.session for row in rows.values() if row.outcome is None}
     if party.node.reserved() and not live:
         findings.append(f"{party.name}: {len(party.node.reserved())} reservations are left at the node")
+    return findings
+
+
+async def _counted_right(world: World, party: Party) -> list[str]:
+    """The wallet knows every confirmed coin of its scripts, and counts those that nothing spends: no more and no fewer."""
+    scripts = await party.scripts()
+    coins = {
+        Outpoint(tx.txid, vout): txout.value
+        for tx in _confirmed(world)
+        for vout, txout in enumerate(tx.outputs)
+        if txout.script in scripts
+    }
+    held = sum(value for outpoint, value in coins.items() if world.chain.spender(outpoint) is None)
+    counted = await party.wallet.balance()
+    known = await party.wallet.mine(tuple(coins))
+    findings = [
+        f"{party.name}: the wallet does not know its coin {outpoint} of {value} sat"
+        for outpoint, value in coins.items()
+        if outpoint not in known
+    ]
+    if counted != held:
+        findings.append(f"{party.name}: the wallet counts {counted} sat, and the chain holds {held} sat for it")
     return findings
 
 

@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from pjv2.errors import NotNow
-from pjv2.lab.chain import LabChain, LabTx
+from pjv2.lab.chain import LabChain
 from pjv2.lab.esplora import ScriptIndex, merkle_branch, txid_of
 from pjv2.lab.httpd import HttpServer
+from pjv2.lab.ledger import LabTx
 from pjv2.psbt.tx import hash256
 from pjv2.units import Outpoint
 

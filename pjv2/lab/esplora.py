@@ -17,8 +17,9 @@ from dataclasses import replace
 from typing import Any
 
 from pjv2.errors import NotNow, PeerMistake
-from pjv2.lab.chain import LabBlock, LabChain, LabTx
+from pjv2.lab.chain import LabChain
 from pjv2.lab.httpd import HttpRequest, HttpResponse, HttpServer, Tunnel
+from pjv2.lab.ledger import LabBlock, LabTx
 from pjv2.psbt.tx import Tx, TxOut, hash256
 from pjv2.units import Outpoint
 

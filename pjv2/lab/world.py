@@ -18,7 +18,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pjv2.backends.chain.esplora import EsploraChain
 from pjv2.backends.channel.rehearsal import RehearsalNode
@@ -34,6 +34,9 @@ from pjv2.lab.relay import Relay
 from pjv2.ports import Chain, Channels, Entropy, Mailroom, Store, Wallet
 from pjv2.testing.paper_wallet import PaperKind, PaperWallet
 from pjv2.units import Instant, Network, Outpoint, Sats, SessionId
+
+if TYPE_CHECKING:
+    from pjv2.backends.wallet.bdk import BdkWallet
 
 LAB_PACE = Pace(watch=0.05, rebroadcast=0.5, retry=0.1, retry_max=1.0, poll_floor=0.0, node_timer=10.0, claim=30.0)
 """On loopback nothing is worth waiting for."""
@@ -202,6 +205,10 @@ class Party:
             return self.wallet.locked()
         return frozenset(await self.wallet.locked())
 
+    async def another_wallet(self) -> Any:
+        """The same wallet as another process of this person has it open; whoever asks closes it."""
+        return await self._make_wallet(self)
+
     async def restart(self) -> None:
         """What a crash leaves is on disk; everything else is opened anew."""
         await self.close()
@@ -349,15 +356,21 @@ async def paper_wallet(party: Party) -> Wallet:
     )
 
 
-async def bdk_party_wallet(party: Party) -> Wallet:
+async def bdk_party_wallet(party: Party) -> BdkWallet:
     """The embedded wallet over the world's Esplora server. Raises NotNow where its library has no wheel."""
+    server = await party.world.serve_chain()
+    return await bdk_home_wallet(party.home, server.url, party.seed, kind=party.kinds[0], now=party.world.clock.now)
+
+
+async def bdk_home_wallet(
+    home: Path, server: str, seed: bytes, *, kind: PaperKind = "p2wpkh", now: Callable[[], Instant] = time.time
+) -> BdkWallet:
+    """The embedded wallet of a party's `home` and `seed`, for a process that has nothing else of the world."""
     from pjv2.backends.wallet.bdk import bdk_wallet
     from pjv2.backends.wallet.bdk_keys import words_from_entropy
     from pjv2.backends.wallet.bdk_sync import Esplora
 
-    server = await party.world.serve_chain()
-    words = words_from_entropy(party.seed[:16])
-    return await bdk_wallet(party.home, Esplora(server.url), words, kind=party.kinds[0], now=party.world.clock.now)
+    return await bdk_wallet(home, Esplora(server), words_from_entropy(seed[:16]), kind=kind, now=now)
 
 
 async def sqlite_store(party: Party) -> Store:

@@ -20,15 +20,12 @@ from pjv2.ports import Chain
 from pjv2.psbt.scripts import p2wsh_script
 from pjv2.psbt.tx import Tx, TxIn, TxOut
 from pjv2.session.facts import ChainTx, ChainView
+from pjv2.testing.contract import hold, nothing, run_checks
 from pjv2.units import FeeRate, Network, Outpoint, Sats, Txid
 
 ANYONE = p2wsh_script(b"\x51")
 _OPENED = (b"\x51",)
 _COIN: Sats = 100_000
-
-
-async def _nothing() -> None:
-    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +42,7 @@ class ChainRig:
     fund: Callable[[bytes, Sats], Awaitable[Outpoint]]
     mine: Callable[[int], Awaitable[object]]
     network: Network = Network.REGTEST
-    settle: Callable[[], Awaitable[None]] = _nothing
+    settle: Callable[[], Awaitable[None]] = nothing
     verifies: bool = True
     packages: bool = True
     reorg: Callable[[int], Awaitable[object]] | None = None
@@ -60,21 +57,14 @@ MakeChainRig: TypeAlias = Callable[[], AbstractAsyncContextManager[ChainRig]]
 
 async def check_chain(make: MakeChainRig) -> None:
     """Run the whole contract, each check over its own rig. Raises AssertionError naming the check that failed."""
-    for check in CHAIN_CHECKS:
-        async with make() as rig:
-            try:
-                await check(rig)
-            except SkipTest:
-                continue
-            except AssertionError as exc:
-                raise AssertionError(f"{check.__name__.replace('_', ' ')}: {exc}") from exc
+    await run_checks(CHAIN_CHECKS, make)
 
 
 # ---------------------------------------------------------------- blocks
 
 
 async def it_is_the_chain_of_its_network(rig: ChainRig) -> None:
-    _hold(await rig.chain.genesis_hash() == rig.network.genesis_hash, "its genesis block is another network's")
+    hold(await rig.chain.genesis_hash() == rig.network.genesis_hash, "its genesis block is another network's")
 
 
 async def the_tip_moves_with_every_block(rig: ChainRig) -> None:
@@ -82,23 +72,23 @@ async def the_tip_moves_with_every_block(rig: ChainRig) -> None:
     await rig.mine(3)
     await rig.settle()
     after = await rig.chain.tip()
-    _hold(after.height == before.height + 3, "the height is wrong")
-    _hold(after.hash != before.hash and len(after.hash) == 64, "the hash is wrong")
-    _hold(after.median_time > before.median_time, "the median time stands still")
+    hold(after.height == before.height + 3, "the height is wrong")
+    hold(after.hash != before.hash and len(after.hash) == 64, "the hash is wrong")
+    hold(after.median_time > before.median_time, "the median time stands still")
 
 
 async def fee_rates_fall_with_patience(rig: ChainRig) -> None:
     rates = [await rig.chain.fee_rate(blocks) for blocks in (1, 6, 144, 1008)]
-    _hold(rates == sorted(rates, reverse=True), "a longer wait costs more")
-    _hold(rates[-1] > FeeRate(0), "a confirmation costs nothing")
+    hold(rates == sorted(rates, reverse=True), "a longer wait costs more")
+    hold(rates[-1] > FeeRate(0), "a confirmation costs nothing")
 
 
 async def a_view_of_nothing_holds_the_tip_and_the_rates(rig: ChainRig) -> None:
     view = await _view(rig)
-    _hold(view.txs == (), "nothing was watched")
-    _hold(view.tip == await rig.chain.tip(), "the tip is another one")
-    _hold(view.rate == await rig.chain.fee_rate(6), "the rate is another one")
-    _hold(view.economy_rate == await rig.chain.fee_rate(144), "the economy rate is another one")
+    hold(view.txs == (), "nothing was watched")
+    hold(view.tip == await rig.chain.tip(), "the tip is another one")
+    hold(view.rate == await rig.chain.fee_rate(6), "the rate is another one")
+    hold(view.economy_rate == await rig.chain.fee_rate(144), "the economy rate is another one")
 
 
 # ---------------------------------------------------------------- outputs
@@ -110,11 +100,11 @@ async def a_confirmed_output_is_told_as_it_is(rig: ChainRig) -> None:
     tip = await rig.chain.tip()
     unknown, beside = Outpoint("ab" * 32, 0), Outpoint(outpoint.txid, 7)
     found = await rig.chain.prevouts([outpoint, unknown, beside])
-    _hold(set(found) == {outpoint}, "an output was made up or is missing")
+    hold(set(found) == {outpoint}, "an output was made up or is missing")
     told = found[outpoint]
-    _hold(told.txout == TxOut(_COIN, ANYONE), "value or script is wrong")
-    _hold(told.height == tip.height, "the height is wrong")
-    _hold(not told.coinbase and told.spent_by is None, "it is no coinbase and nobody spends it")
+    hold(told.txout == TxOut(_COIN, ANYONE), "value or script is wrong")
+    hold(told.height == tip.height, "the height is wrong")
+    hold(not told.coinbase and told.spent_by is None, "it is no coinbase and nobody spends it")
 
 
 async def a_spend_is_told_from_the_mempool_on(rig: ChainRig) -> None:
@@ -123,10 +113,10 @@ async def a_spend_is_told_from_the_mempool_on(rig: ChainRig) -> None:
     await _send(rig, tx)
     for height in (False, True):
         found = await rig.chain.prevouts([outpoint, Outpoint(tx.txid, 0)])
-        _hold(found[outpoint].spent_by == tx.txid, "the spend is not told")
+        hold(found[outpoint].spent_by == tx.txid, "the spend is not told")
         fresh = found[Outpoint(tx.txid, 0)]
-        _hold(fresh.txout == tx.outputs[0] and fresh.spent_by is None, "the new output is wrong")
-        _hold((fresh.height is not None) == height, "the new output's height is wrong")
+        hold(fresh.txout == tx.outputs[0] and fresh.spent_by is None, "the new output is wrong")
+        hold((fresh.height is not None) == height, "the new output's height is wrong")
         await rig.mine(1)
         await rig.settle()
 
@@ -144,21 +134,19 @@ async def a_transaction_is_found_by_id_by_what_it_spends_and_by_what_it_pays(rig
         height = (await rig.chain.tip()).height if confirmed else None
         expected = (ChainTx(tx.txid, tx.raw, height),)
         by_id = await _view(rig, txids=[tx.txid], since=since)
-        _hold(by_id.txs == expected, "it is not found by its id")
-        _hold(by_id.depth(by_id.txs[0]) == int(confirmed), "its depth is wrong")
-        _hold(
-            (await _view(rig, outpoints=[outpoint], since=since)).txs == expected, "it is not found by what it spends"
-        )
-        _hold((await _view(rig, scripts=[paid], since=since)).txs == expected, "it is not found by what it pays")
+        hold(by_id.txs == expected, "it is not found by its id")
+        hold(by_id.depth(by_id.txs[0]) == int(confirmed), "its depth is wrong")
+        hold((await _view(rig, outpoints=[outpoint], since=since)).txs == expected, "it is not found by what it spends")
+        hold((await _view(rig, scripts=[paid], since=since)).txs == expected, "it is not found by what it pays")
         both = await _view(rig, txids=[tx.txid], outpoints=[outpoint], scripts=[paid], since=since)
-        _hold(both.txs == expected, "it is told twice")
+        hold(both.txs == expected, "it is told twice")
         await rig.mine(1)
         await rig.settle()
 
 
 async def what_is_not_there_is_not_told(rig: ChainRig) -> None:
     view = await _view(rig, txids=["ab" * 32], outpoints=[Outpoint("ab" * 32, 0)], scripts=[p2wsh_script(b"nobody")])
-    _hold(view.txs == (), "something was made up")
+    hold(view.txs == (), "something was made up")
 
 
 # ---------------------------------------------------------------- verdicts
@@ -170,9 +158,9 @@ async def a_test_keeps_nothing(rig: ChainRig) -> None:
     await rig.settle()
     for _ in range(2):
         verdict = (await rig.chain.test(tx.raw)).verdict
-        _hold(verdict in (("accepted",) if rig.verifies else ("accepted", "unverifiable")), f"it is {verdict}")
-    _hold((await _view(rig, txids=[tx.txid], outpoints=[outpoint])).txs == (), "a test left something behind")
-    _hold((await rig.chain.prevouts([outpoint]))[outpoint].spent_by is None, "a test left a spend behind")
+        hold(verdict in (("accepted",) if rig.verifies else ("accepted", "unverifiable")), f"it is {verdict}")
+    hold((await _view(rig, txids=[tx.txid], outpoints=[outpoint])).txs == (), "a test left something behind")
+    hold((await rig.chain.prevouts([outpoint]))[outpoint].spent_by is None, "a test left a spend behind")
 
 
 async def a_transaction_that_cannot_stand_is_refused(rig: ChainRig) -> None:
@@ -191,11 +179,11 @@ async def a_transaction_that_cannot_stand_is_refused(rig: ChainRig) -> None:
     for what, tx in cases.items():
         if rig.verifies:
             verdict = await rig.chain.test(tx.raw)
-            _hold(verdict.verdict == "refused" and bool(verdict.reason), f"a test of {what} is {verdict.verdict}")
+            hold(verdict.verdict == "refused" and bool(verdict.reason), f"a test of {what} is {verdict.verdict}")
         result = await rig.chain.broadcast(tx.raw)
-        _hold(result.verdict == "refused" and bool(result.reason), f"a broadcast of {what} is {result.verdict}")
-        _hold((await _view(rig, txids=[tx.txid])).txs == (), f"{what} got in")
-    _hold((await rig.chain.broadcast(b"no transaction")).verdict == "refused", "noise was taken")
+        hold(result.verdict == "refused" and bool(result.reason), f"a broadcast of {what} is {result.verdict}")
+        hold((await _view(rig, txids=[tx.txid])).txs == (), f"{what} got in")
+    hold((await rig.chain.broadcast(b"no transaction")).verdict == "refused", "noise was taken")
 
 
 async def what_is_there_is_known(rig: ChainRig) -> None:
@@ -203,9 +191,9 @@ async def what_is_there_is_known(rig: ChainRig) -> None:
     tx = _spend([outpoint], _COIN - 1_000)
     await _send(rig, tx)
     for where in ("mempool", "chain"):
-        _hold((await rig.chain.broadcast(tx.raw)).verdict == "known", f"a broadcast does not know it in the {where}")
+        hold((await rig.chain.broadcast(tx.raw)).verdict == "known", f"a broadcast does not know it in the {where}")
         verdict = (await rig.chain.test(tx.raw)).verdict
-        _hold(verdict == "known", f"a test says {verdict} of what is in the {where}")
+        hold(verdict == "known", f"a test says {verdict} of what is in the {where}")
         await rig.mine(1)
         await rig.settle()
 
@@ -214,13 +202,13 @@ async def a_better_fee_replaces_and_a_worse_one_does_not(rig: ChainRig) -> None:
     outpoint = await rig.fund(ANYONE, _COIN)
     middle, cheap, dear = (_spend([outpoint], _COIN - fee) for fee in (3_000, 2_000, 9_000))
     await _send(rig, middle)
-    _hold((await rig.chain.broadcast(cheap.raw)).verdict == "refused", "a lower fee replaced a higher one")
+    hold((await rig.chain.broadcast(cheap.raw)).verdict == "refused", "a lower fee replaced a higher one")
     await _send(rig, dear)
     view = await _view(rig, txids=[middle.txid, cheap.txid, dear.txid], outpoints=[outpoint])
-    _hold([tx.txid for tx in view.txs] == [dear.txid], "the replaced one is still there")
+    hold([tx.txid for tx in view.txs] == [dear.txid], "the replaced one is still there")
     await rig.mine(1)
     await rig.settle()
-    _hold((await rig.chain.broadcast(middle.raw)).verdict == "refused", "a spent input was taken again")
+    hold((await rig.chain.broadcast(middle.raw)).verdict == "refused", "a spent input was taken again")
 
 
 async def a_child_pays_for_its_parent(rig: ChainRig) -> None:
@@ -229,16 +217,16 @@ async def a_child_pays_for_its_parent(rig: ChainRig) -> None:
     parent = _spend([await rig.fund(ANYONE, _COIN)], _COIN)
     child = _spend([Outpoint(parent.txid, 0)], _COIN - 5_000)
     await rig.settle()
-    _hold((await rig.chain.broadcast(parent.raw)).verdict == "refused", "a parent without fee was taken alone")
-    _hold((await rig.chain.broadcast(child.raw)).verdict == "refused", "a child without its parent was taken")
+    hold((await rig.chain.broadcast(parent.raw)).verdict == "refused", "a parent without fee was taken alone")
+    hold((await rig.chain.broadcast(child.raw)).verdict == "refused", "a child without its parent was taken")
     result = await rig.chain.broadcast(child.raw, parents=[parent.raw])
-    _hold(result.verdict == "accepted", f"the package was refused: {result.reason}")
+    hold(result.verdict == "accepted", f"the package was refused: {result.reason}")
     again = await rig.chain.broadcast(child.raw, parents=[parent.raw])
-    _hold(again.verdict == "known", f"the package again is {again.verdict}")
+    hold(again.verdict == "known", f"the package again is {again.verdict}")
     await rig.mine(1)
     await rig.settle()
     view = await _view(rig, txids=[parent.txid, child.txid])
-    _hold([view.depth(tx) for tx in view.txs] == [1, 1], "the package did not confirm")
+    hold([view.depth(tx) for tx in view.txs] == [1, 1], "the package did not confirm")
 
 
 # ---------------------------------------------------------------- bad weather
@@ -256,12 +244,12 @@ async def a_reorganisation_takes_the_height_away(rig: ChainRig) -> None:
     await rig.reorg(1)
     await rig.settle()
     view = await _view(rig, txids=[tx.txid])
-    _hold(view.tip.hash != before.hash and view.tip.height > before.height, "the tip is the old one")
-    _hold(view.txs == (ChainTx(tx.txid, tx.raw, None),), "it is not back in the mempool")
+    hold(view.tip.hash != before.hash and view.tip.height > before.height, "the tip is the old one")
+    hold(view.txs == (ChainTx(tx.txid, tx.raw, None),), "it is not back in the mempool")
     await rig.mine(1)
     await rig.settle()
     view = await _view(rig, txids=[tx.txid])
-    _hold(view.depth(view.txs[0]) == 1, "it did not confirm again")
+    hold(view.depth(view.txs[0]) == 1, "it did not confirm again")
 
 
 async def an_evicted_transaction_is_gone_and_can_come_back(rig: ChainRig) -> None:
@@ -272,8 +260,8 @@ async def an_evicted_transaction_is_gone_and_can_come_back(rig: ChainRig) -> Non
     await _send(rig, tx)
     await rig.evict(tx.txid)
     await rig.settle()
-    _hold((await _view(rig, txids=[tx.txid], outpoints=[outpoint])).txs == (), "it is still told")
-    _hold((await rig.chain.prevouts([outpoint]))[outpoint].spent_by is None, "its spend is still told")
+    hold((await _view(rig, txids=[tx.txid], outpoints=[outpoint])).txs == (), "it is still told")
+    hold((await rig.chain.prevouts([outpoint]))[outpoint].spent_by is None, "its spend is still told")
     await _send(rig, tx)
 
 
@@ -299,7 +287,7 @@ async def a_source_that_does_not_answer_is_not_now(rig: ChainRig) -> None:
             continue
         raise AssertionError("something was answered")
     await rig.offline(False)
-    _hold((await _view(rig, txids=[tx.txid])).txs == (), "an unanswered broadcast got through")
+    hold((await _view(rig, txids=[tx.txid])).txs == (), "an unanswered broadcast got through")
 
 
 CHAIN_CHECKS: tuple[ChainCheck, ...] = (
@@ -325,11 +313,6 @@ CHAIN_CHECKS: tuple[ChainCheck, ...] = (
 # ---------------------------------------------------------------- small things
 
 
-def _hold(condition: bool, what: str) -> None:
-    if not condition:
-        raise AssertionError(what)
-
-
 def _spend(outpoints: Sequence[Outpoint], value: Sats) -> Tx:
     """Spend coins that anyone can spend, to the same script."""
     inputs = tuple(TxIn(outpoint, witness=_OPENED) for outpoint in outpoints)
@@ -339,7 +322,7 @@ def _spend(outpoints: Sequence[Outpoint], value: Sats) -> Tx:
 async def _send(rig: ChainRig, tx: Tx) -> None:
     await rig.settle()
     result = await rig.chain.broadcast(tx.raw)
-    _hold(result.verdict == "accepted", f"a good transaction was refused: {result.reason}")
+    hold(result.verdict == "accepted", f"a good transaction was refused: {result.reason}")
     await rig.settle()
 
 

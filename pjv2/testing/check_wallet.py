@@ -21,6 +21,7 @@ from pjv2.ports import Chain, Wallet
 from pjv2.psbt.coin import Coin, signature_hash_types
 from pjv2.psbt.scripts import p2wsh_script
 from pjv2.psbt.tx import Psbt, Tx, TxIn, TxOut, address_to_script, build_psbt
+from pjv2.testing.contract import hold, nothing, run_checks
 from pjv2.units import FeeRate, Instant, Outpoint, Sats
 
 ANYONE = p2wsh_script(b"\x51")
@@ -30,10 +31,6 @@ _RATE = FeeRate.from_sat_per_vb(7)
 _COIN: Sats = 200_000
 _ID = b"\x01" * 32
 _OTHER_ID = b"\x02" * 32
-
-
-async def _nothing() -> None:
-    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +47,7 @@ class WalletRig:
     chain: Chain
     fund: Callable[[bytes, Sats], Awaitable[Outpoint]]
     mine: Callable[[int], Awaitable[object]]
-    settle: Callable[[], Awaitable[None]] = _nothing
+    settle: Callable[[], Awaitable[None]] = nothing
     now: Callable[[], Instant] = time.time
     reopen: Callable[[], Awaitable[Wallet]] | None = None
     advance: Callable[[float], Awaitable[None]] | None = None
@@ -65,14 +62,7 @@ MakeWalletRig: TypeAlias = Callable[[], AbstractAsyncContextManager[WalletRig]]
 
 async def check_wallet(make: MakeWalletRig) -> None:
     """Run the whole contract, each check over a fresh rig. Raises AssertionError naming the check that failed."""
-    for check in WALLET_CHECKS:
-        async with make() as rig:
-            try:
-                await check(rig)
-            except SkipTest:
-                continue
-            except AssertionError as exc:
-                raise AssertionError(f"{check.__name__.replace('_', ' ')}: {exc}") from exc
+    await run_checks(WALLET_CHECKS, make)
 
 
 # ---------------------------------------------------------------- identity and addresses
@@ -80,26 +70,26 @@ async def check_wallet(make: MakeWalletRig) -> None:
 
 async def a_wallet_has_a_stable_name_on_one_network(rig: WalletRig) -> None:
     name = await rig.wallet.fingerprint()
-    _hold(bool(name), "the fingerprint is empty")
-    _hold(name == await rig.wallet.fingerprint(), "the fingerprint changed")
+    hold(bool(name), "the fingerprint is empty")
+    hold(name == await rig.wallet.fingerprint(), "the fingerprint changed")
     network = await rig.wallet.network()
-    _hold(network.genesis_hash == await rig.chain.genesis_hash(), "wallet and chain are of two networks")
+    hold(network.genesis_hash == await rig.chain.genesis_hash(), "wallet and chain are of two networks")
 
 
 async def every_address_is_fresh_and_says_its_script(rig: WalletRig) -> None:
     network = await rig.wallet.network()
     seen = [await rig.wallet.new_address(change=change) for change in (False, False, True, True, False)]
-    _hold(len({address.script for address in seen}) == len(seen), "an address was given out twice")
+    hold(len({address.script for address in seen}) == len(seen), "an address was given out twice")
     for address in seen:
-        _hold(address_to_script(address.address, network) == address.script, "address and script differ")
+        hold(address_to_script(address.address, network) == address.script, "address and script differ")
 
 
 async def an_address_is_not_given_out_again_after_a_restart(rig: WalletRig) -> None:
     name = await rig.wallet.fingerprint()
     before = {(await rig.wallet.new_address()).script for _ in range(3)}
     wallet = await _reopened(rig)
-    _hold(await wallet.fingerprint() == name, "the fingerprint changed with the restart")
-    _hold((await wallet.new_address()).script not in before, "an address was given out again")
+    hold(await wallet.fingerprint() == name, "the fingerprint changed with the restart")
+    hold((await wallet.new_address()).script not in before, "an address was given out again")
 
 
 async def money_to_an_old_address_is_found_after_a_restart(rig: WalletRig) -> None:
@@ -108,24 +98,24 @@ async def money_to_an_old_address_is_found_after_a_restart(rig: WalletRig) -> No
     wallet = await _reopened(rig)
     outpoint = await rig.fund(address.script, _COIN)
     await rig.settle()
-    _hold(outpoint in await wallet.mine([outpoint]), "the wallet does not know its coin")
-    _hold(outpoint in {coin.outpoint for coin in await wallet.coins()}, "the wallet does not offer its coin")
+    hold(outpoint in await wallet.mine([outpoint]), "the wallet does not know its coin")
+    hold(outpoint in {coin.outpoint for coin in await wallet.coins()}, "the wallet does not offer its coin")
 
 
 # ---------------------------------------------------------------- coins
 
 
 async def a_confirmed_payment_is_a_coin(rig: WalletRig) -> None:
-    _hold(await rig.wallet.coins() == () and await rig.wallet.balance() == 0, "a fresh wallet holds money")
+    hold(await rig.wallet.coins() == () and await rig.wallet.balance() == 0, "a fresh wallet holds money")
     address = await rig.wallet.new_address()
     outpoint = await rig.fund(address.script, _COIN)
     await rig.settle()
     coins = await rig.wallet.coins()
-    _hold([coin.outpoint for coin in coins] == [outpoint], "it is not the only coin")
-    _hold(coins[0].txout == TxOut(_COIN, address.script), "its value or script is wrong")
-    _hold(coins[0].height == (await rig.chain.tip()).height, "its height is wrong")
-    _hold(await rig.wallet.balance() == _COIN, "the balance is wrong")
-    _hold(await rig.wallet.mine([outpoint]) == {outpoint}, "it is not ours")
+    hold([coin.outpoint for coin in coins] == [outpoint], "it is not the only coin")
+    hold(coins[0].txout == TxOut(_COIN, address.script), "its value or script is wrong")
+    hold(coins[0].height == (await rig.chain.tip()).height, "its height is wrong")
+    hold(await rig.wallet.balance() == _COIN, "the balance is wrong")
+    hold(await rig.wallet.mine([outpoint]) == {outpoint}, "it is not ours")
 
 
 async def a_coin_of_somebody_else_is_not_ours(rig: WalletRig) -> None:
@@ -135,10 +125,10 @@ async def a_coin_of_somebody_else_is_not_ours(rig: WalletRig) -> None:
     await rig.settle()
     unknown = Outpoint("ab" * 32, 0)
     beside = Outpoint(ours.txid, ours.vout + 7)
-    _hold(await rig.wallet.mine([ours, theirs, unknown, beside]) == {ours}, "a foreign coin is called ours")
-    _hold(await rig.wallet.mine([]) == frozenset(), "nothing was asked")
+    hold(await rig.wallet.mine([ours, theirs, unknown, beside]) == {ours}, "a foreign coin is called ours")
+    hold(await rig.wallet.mine([]) == frozenset(), "nothing was asked")
     refused = await rig.wallet.lock([theirs], _ID, rig.now() + 600)
-    _hold(tuple(refused) == (theirs,), "a foreign coin was locked")
+    hold(tuple(refused) == (theirs,), "a foreign coin was locked")
 
 
 async def an_unconfirmed_coin_is_ours_but_is_not_offered(rig: WalletRig) -> None:
@@ -146,11 +136,11 @@ async def an_unconfirmed_coin_is_ours_but_is_not_offered(rig: WalletRig) -> None
     address = await rig.wallet.new_address()
     tx = await _pay(rig, [TxOut(30_000, address.script)])
     fresh = Outpoint(tx.txid, [out.script for out in tx.outputs].index(address.script))
-    _hold(fresh in await rig.wallet.mine([fresh]), "an unconfirmed coin is not ours")
-    _hold(fresh not in {coin.outpoint for coin in await rig.wallet.coins()}, "an unconfirmed coin is offered")
+    hold(fresh in await rig.wallet.mine([fresh]), "an unconfirmed coin is not ours")
+    hold(fresh not in {coin.outpoint for coin in await rig.wallet.coins()}, "an unconfirmed coin is offered")
     await rig.mine(1)
     await rig.settle()
-    _hold(fresh in {coin.outpoint for coin in await rig.wallet.coins()}, "the confirmed coin is not offered")
+    hold(fresh in {coin.outpoint for coin in await rig.wallet.coins()}, "the confirmed coin is not offered")
 
 
 async def a_spent_coin_stays_ours_and_is_gone_from_the_purse(rig: WalletRig) -> None:
@@ -158,11 +148,11 @@ async def a_spent_coin_stays_ours_and_is_gone_from_the_purse(rig: WalletRig) -> 
     await _pay(rig, [TxOut(30_000, ANYONE)])
     for when in ("unconfirmed", "confirmed"):
         await rig.settle()
-        _hold(coin.outpoint in await rig.wallet.mine([coin.outpoint]), f"after the {when} spend it is not ours")
+        hold(coin.outpoint in await rig.wallet.mine([coin.outpoint]), f"after the {when} spend it is not ours")
         offered = {held.outpoint for held in await rig.wallet.coins()}
-        _hold(coin.outpoint not in offered, f"after the {when} spend it is offered")
+        hold(coin.outpoint not in offered, f"after the {when} spend it is offered")
         refused = await rig.wallet.lock([coin.outpoint], _OTHER_ID, rig.now() + 600)
-        _hold(tuple(refused) == (coin.outpoint,), f"after the {when} spend it was locked")
+        hold(tuple(refused) == (coin.outpoint,), f"after the {when} spend it was locked")
         await rig.mine(1)
 
 
@@ -171,13 +161,13 @@ async def an_immature_coinbase_is_not_offered(rig: WalletRig) -> None:
         raise SkipTest("this rig cannot mine to a script")
     outpoint = await rig.mine_to((await rig.wallet.new_address()).script)
     await rig.settle()
-    _hold(outpoint in await rig.wallet.mine([outpoint]), "it is not ours")
+    hold(outpoint in await rig.wallet.mine([outpoint]), "it is not ours")
     await rig.mine(98)
     await rig.settle()
-    _hold(await rig.wallet.coins() == (), "it is offered a block too early")
+    hold(await rig.wallet.coins() == (), "it is offered a block too early")
     await rig.mine(1)
     await rig.settle()
-    _hold([coin.outpoint for coin in await rig.wallet.coins()] == [outpoint], "it is not offered when mature")
+    hold([coin.outpoint for coin in await rig.wallet.coins()] == [outpoint], "it is not offered when mature")
 
 
 # ---------------------------------------------------------------- locks
@@ -185,34 +175,34 @@ async def an_immature_coinbase_is_not_offered(rig: WalletRig) -> None:
 
 async def a_locked_coin_is_not_offered_and_still_counts(rig: WalletRig) -> None:
     coin = await _funded(rig)
-    _hold(tuple(await rig.wallet.lock([coin.outpoint], _ID, rig.now() + 600)) == (), "it was not locked")
-    _hold(await rig.wallet.coins() == (), "a locked coin is offered")
-    _hold(await rig.wallet.balance() == _COIN, "a locked coin does not count")
-    _hold(coin.outpoint in await rig.wallet.mine([coin.outpoint]), "a locked coin is not ours")
+    hold(tuple(await rig.wallet.lock([coin.outpoint], _ID, rig.now() + 600)) == (), "it was not locked")
+    hold(await rig.wallet.coins() == (), "a locked coin is offered")
+    hold(await rig.wallet.balance() == _COIN, "a locked coin does not count")
+    hold(coin.outpoint in await rig.wallet.mine([coin.outpoint]), "a locked coin is not ours")
     await rig.wallet.unlock([coin.outpoint], _ID)
-    _hold(await rig.wallet.coins() == (coin,), "an unlocked coin is not offered")
+    hold(await rig.wallet.coins() == (coin,), "an unlocked coin is not offered")
 
 
 async def a_lock_is_repeated_by_its_id_and_refused_to_another(rig: WalletRig) -> None:
     coin = await _funded(rig)
     for until in (600, 1200, 900):
         refused = await rig.wallet.lock([coin.outpoint], _ID, rig.now() + until)
-        _hold(tuple(refused) == (), "the lock could not be renewed")
+        hold(tuple(refused) == (), "the lock could not be renewed")
     refused = await rig.wallet.lock([coin.outpoint], _OTHER_ID, rig.now() + 600)
-    _hold(tuple(refused) == (coin.outpoint,), "another id took the lock")
+    hold(tuple(refused) == (coin.outpoint,), "another id took the lock")
     await rig.wallet.unlock([coin.outpoint], _OTHER_ID)
-    _hold(await rig.wallet.coins() == (), "another id opened the lock")
+    hold(await rig.wallet.coins() == (), "another id opened the lock")
     for _ in range(2):
         await rig.wallet.unlock([coin.outpoint], _ID)
-    _hold(tuple(await rig.wallet.lock([coin.outpoint], _OTHER_ID, rig.now() + 600)) == (), "the lock is still held")
+    hold(tuple(await rig.wallet.lock([coin.outpoint], _OTHER_ID, rig.now() + 600)) == (), "the lock is still held")
 
 
 async def coins_are_locked_together_or_not_at_all(rig: WalletRig) -> None:
     first, second = await _funded(rig), await _funded(rig)
     await rig.wallet.lock([second.outpoint], _OTHER_ID, rig.now() + 600)
     refused = await rig.wallet.lock([first.outpoint, second.outpoint], _ID, rig.now() + 600)
-    _hold(tuple(refused) == (second.outpoint,), "it does not say which coin was refused")
-    _hold([coin.outpoint for coin in await rig.wallet.coins()] == [first.outpoint], "one coin was locked alone")
+    hold(tuple(refused) == (second.outpoint,), "it does not say which coin was refused")
+    hold([coin.outpoint for coin in await rig.wallet.coins()] == [first.outpoint], "one coin was locked alone")
 
 
 async def a_lock_survives_a_restart(rig: WalletRig) -> None:
@@ -220,10 +210,10 @@ async def a_lock_survives_a_restart(rig: WalletRig) -> None:
     await rig.wallet.lock([coin.outpoint], _ID, rig.now() + 600)
     wallet = await _reopened(rig)
     await rig.settle()
-    _hold(await wallet.coins() == (), "the lock was forgotten")
+    hold(await wallet.coins() == (), "the lock was forgotten")
     refused = await wallet.lock([coin.outpoint], _OTHER_ID, rig.now() + 600)
-    _hold(tuple(refused) == (coin.outpoint,), "the lock's owner was forgotten")
-    _hold(tuple(await wallet.lock([coin.outpoint], _ID, rig.now() + 900)) == (), "its owner cannot renew it")
+    hold(tuple(refused) == (coin.outpoint,), "the lock's owner was forgotten")
+    hold(tuple(await wallet.lock([coin.outpoint], _ID, rig.now() + 900)) == (), "its owner cannot renew it")
 
 
 async def a_lock_ends_at_its_time(rig: WalletRig) -> None:
@@ -232,10 +222,10 @@ async def a_lock_ends_at_its_time(rig: WalletRig) -> None:
     coin = await _funded(rig)
     await rig.wallet.lock([coin.outpoint], _ID, rig.now() + 600)
     await rig.advance(590)
-    _hold(await rig.wallet.coins() == (), "the lock ended early")
+    hold(await rig.wallet.coins() == (), "the lock ended early")
     await rig.advance(20)
-    _hold([held.outpoint for held in await rig.wallet.coins()] == [coin.outpoint], "the lock did not end")
-    _hold(tuple(await rig.wallet.lock([coin.outpoint], _OTHER_ID, rig.now() + 600)) == (), "the lock is still held")
+    hold([held.outpoint for held in await rig.wallet.coins()] == [coin.outpoint], "the lock did not end")
+    hold(tuple(await rig.wallet.lock([coin.outpoint], _OTHER_ID, rig.now() + 600)) == (), "the lock is still held")
 
 
 # ---------------------------------------------------------------- paying
@@ -246,38 +236,38 @@ async def a_payment_is_signed_exact_and_confirms(rig: WalletRig) -> None:
     payment = TxOut(50_000, ANYONE)
     psbt = Psbt.parse(await rig.wallet.fund([payment], _RATE, _ID, rig.now() + 600))
     tx = psbt.extract()
-    _hold(tx.txid == psbt.tx.txid or bool(tx.inputs[0].script_sig), "signing changed the transaction")
-    _hold([out for out in tx.outputs if out == payment] == [payment], "the payment is not in it once")
-    _hold([spend.outpoint for spend in tx.inputs] == [coin.outpoint], "it spends something else than its coin")
-    _hold(tx.version == 2 and all(spend.sequence < 0xFFFFFFFE for spend in tx.inputs), "it cannot be replaced")
+    hold(tx.txid == psbt.tx.txid or bool(tx.inputs[0].script_sig), "signing changed the transaction")
+    hold([out for out in tx.outputs if out == payment] == [payment], "the payment is not in it once")
+    hold([spend.outpoint for spend in tx.inputs] == [coin.outpoint], "it spends something else than its coin")
+    hold(tx.version == 2 and all(spend.sequence < 0xFFFFFFFE for spend in tx.inputs), "it cannot be replaced")
     fee = _COIN - sum(out.value for out in tx.outputs)
-    _hold(psbt.fee == fee, "the PSBT does not know its fee")
-    _hold(
+    hold(psbt.fee == fee, "the PSBT does not know its fee")
+    hold(
         _RATE.fee(tx.weight) <= fee <= _RATE.fee(tx.weight + 4 * len(tx.inputs) + 4), f"{fee} sat is not the rate asked"
     )
     verdict = await rig.chain.test(tx.raw)
-    _hold(verdict.verdict in ("accepted", "unverifiable"), f"the network refuses it: {verdict.reason}")
-    _hold(await rig.wallet.coins() == (), "its input was not locked")
+    hold(verdict.verdict in ("accepted", "unverifiable"), f"the network refuses it: {verdict.reason}")
+    hold(await rig.wallet.coins() == (), "its input was not locked")
     result = await rig.chain.broadcast(tx.raw)
-    _hold(result.verdict == "accepted", f"the network refuses it: {result.reason}")
+    hold(result.verdict == "accepted", f"the network refuses it: {result.reason}")
     await rig.mine(1)
     await rig.settle()
-    _hold(await rig.wallet.balance() == _COIN - payment.value - fee, "the change did not come back")
+    hold(await rig.wallet.balance() == _COIN - payment.value - fee, "the change did not come back")
 
 
 async def a_payment_takes_as_many_coins_as_it_needs(rig: WalletRig) -> None:
     coins = {(await _funded(rig)).outpoint for _ in range(3)}
     tx = await _pay(rig, [TxOut(_COIN + 50_000, ANYONE), TxOut(_COIN // 2, ANYONE)])
     spent = {spend.outpoint for spend in tx.inputs}
-    _hold(spent <= coins and len(spent) >= 2, "it spends other coins")
-    _hold(sum(out.script == ANYONE for out in tx.outputs) == 2, "both payments are not in it")
+    hold(spent <= coins and len(spent) >= 2, "it spends other coins")
+    hold(sum(out.script == ANYONE for out in tx.outputs) == 2, "both payments are not in it")
 
 
 async def a_payment_leaves_out_the_coins_it_must_avoid(rig: WalletRig) -> None:
     first, second = await _funded(rig), await _funded(rig)
     avoid = frozenset({first.outpoint})
     psbt = Psbt.parse(await rig.wallet.fund([TxOut(20_000, ANYONE)], _RATE, _ID, rig.now() + 600, avoid=avoid))
-    _hold([spend.outpoint for spend in psbt.tx.inputs] == [second.outpoint], "it took the coin to avoid")
+    hold([spend.outpoint for spend in psbt.tx.inputs] == [second.outpoint], "it took the coin to avoid")
     with suppress(WrongUsage):
         await rig.wallet.fund([TxOut(20_000, ANYONE)], _RATE, _OTHER_ID, rig.now() + 600, avoid=avoid)
         raise AssertionError("a second payment took a locked or avoided coin")
@@ -289,7 +279,7 @@ async def a_payment_beyond_its_means_is_refused_and_locks_nothing(rig: WalletRig
         with suppress(WrongUsage):
             await rig.wallet.fund([TxOut(value, ANYONE)], _RATE, _ID, rig.now() + 600)
             raise AssertionError("money was spent that is not there")
-    _hold(await rig.wallet.coins() == (coin,), "a refused payment left a lock")
+    hold(await rig.wallet.coins() == (coin,), "a refused payment left a lock")
 
 
 # ---------------------------------------------------------------- signing
@@ -299,13 +289,13 @@ async def exactly_the_named_inputs_are_signed_beside_foreign_ones(rig: WalletRig
     coin = await _funded(rig)
     psbt = await _joint(rig, [coin])
     signed = Psbt.parse(await rig.wallet.sign(psbt.serialize(), [coin.outpoint]))
-    _hold(signed.tx == psbt.tx, "signing changed the transaction")
-    _hold(signed.outputs == psbt.outputs, "signing changed an output's map")
+    hold(signed.tx == psbt.tx, "signing changed the transaction")
+    hold(signed.outputs == psbt.outputs, "signing changed an output's map")
     for spend, before, after in zip(psbt.tx.inputs, psbt.inputs, signed.inputs, strict=True):
         if spend.outpoint == coin.outpoint:
-            _hold(after.is_final, "our input is not final")
+            hold(after.is_final, "our input is not final")
         else:
-            _hold(after == before, "a foreign input's map was touched")
+            hold(after == before, "a foreign input's map was touched")
     await _holds_on_chain(rig, signed)
 
 
@@ -314,8 +304,8 @@ async def of_two_coins_only_the_named_one_is_signed(rig: WalletRig) -> None:
     psbt = await _joint(rig, [first, second])
     half = Psbt.parse(await rig.wallet.sign(psbt.serialize(), [second.outpoint]))
     places = {spend.outpoint: known for spend, known in zip(half.tx.inputs, half.inputs, strict=True)}
-    _hold(places[second.outpoint].is_final, "the named coin is not signed")
-    _hold(not places[first.outpoint].has_signature, "the other coin is signed too")
+    hold(places[second.outpoint].is_final, "the named coin is not signed")
+    hold(not places[first.outpoint].has_signature, "the other coin is signed too")
     whole = Psbt.parse(await rig.wallet.sign(half.serialize(), [first.outpoint]))
     await _holds_on_chain(rig, whole)
 
@@ -370,11 +360,11 @@ async def a_signature_covers_the_whole_transaction(rig: WalletRig) -> None:
         try:
             signed = Psbt.parse(await rig.wallet.sign(replace(psbt, inputs=maps).serialize(), [coin.outpoint]))
         except PayjoinError:
-            _hold(kind is not None, "it does not sign at all")
+            hold(kind is not None, "it does not sign at all")
             continue
         spend = next(spend for spend in signed.extract().inputs if spend.outpoint == coin.outpoint)
         kinds = signature_hash_types(spend, coin.txout)
-        _hold(bool(kinds) and set(kinds) <= {0, 1}, f"it signed with the types {kinds}")
+        hold(bool(kinds) and set(kinds) <= {0, 1}, f"it signed with the types {kinds}")
 
 
 async def a_locked_wallet_says_so(rig: WalletRig) -> None:
@@ -382,14 +372,14 @@ async def a_locked_wallet_says_so(rig: WalletRig) -> None:
         raise SkipTest("this rig cannot lock the wallet")
     coin = await _funded(rig)
     psbt = await _joint(rig, [coin])
-    _hold(await rig.wallet.can_sign(), "it cannot sign from the start")
+    hold(await rig.wallet.can_sign(), "it cannot sign from the start")
     await rig.lock_signing(True)
-    _hold(not await rig.wallet.can_sign(), "a locked wallet says that it can sign")
+    hold(not await rig.wallet.can_sign(), "a locked wallet says that it can sign")
     with suppress(NotNow):
         await rig.wallet.sign(psbt.serialize(), [coin.outpoint])
         raise AssertionError("a locked wallet signed")
     await rig.lock_signing(False)
-    _hold(await rig.wallet.can_sign(), "an unlocked wallet says that it cannot sign")
+    hold(await rig.wallet.can_sign(), "an unlocked wallet says that it cannot sign")
     await _holds_on_chain(rig, Psbt.parse(await rig.wallet.sign(psbt.serialize(), [coin.outpoint])))
 
 
@@ -426,11 +416,6 @@ WALLET_CHECKS: tuple[WalletCheck, ...] = (
 # ---------------------------------------------------------------- small things
 
 
-def _hold(condition: bool, what: str) -> None:
-    if not condition:
-        raise AssertionError(what)
-
-
 async def _refuses(call: Awaitable[object], what: str) -> None:
     try:
         await call
@@ -451,14 +436,14 @@ async def _funded(rig: WalletRig) -> Coin:
     outpoint = await rig.fund(address.script, _COIN)
     await rig.settle()
     coins = {coin.outpoint: coin for coin in await rig.wallet.coins()}
-    _hold(outpoint in coins, "a confirmed payment is not offered as a coin")
+    hold(outpoint in coins, "a confirmed payment is not offered as a coin")
     return coins[outpoint]
 
 
 async def _pay(rig: WalletRig, payments: Sequence[TxOut]) -> Tx:
     tx = Psbt.parse(await rig.wallet.fund(payments, _RATE, _ID, rig.now() + 600)).extract()
     result = await rig.chain.broadcast(tx.raw)
-    _hold(result.verdict == "accepted", f"the network refuses the payment: {result.reason}")
+    hold(result.verdict == "accepted", f"the network refuses the payment: {result.reason}")
     await rig.settle()
     return tx
 
@@ -478,4 +463,4 @@ async def _joint(rig: WalletRig, coins: Sequence[Coin]) -> Psbt:
 
 async def _holds_on_chain(rig: WalletRig, psbt: Psbt) -> None:
     verdict = await rig.chain.test(psbt.extract().raw)
-    _hold(verdict.verdict in ("accepted", "unverifiable"), f"the network refuses the signature: {verdict.reason}")
+    hold(verdict.verdict in ("accepted", "unverifiable"), f"the network refuses the signature: {verdict.reason}")

@@ -55,11 +55,11 @@ BITCOIND = (
         by="test_a_coin_that_somebody_else_locked_is_neither_taken_nor_opened",
     ),
     _wallet(
-        "node-unlocks-everything",
-        "Only a coin that has a lease of ours is unlocked.",
-        "        leased = coins & leases.held()\n",
-        "        leased = coins\n",
-        by="test_a_coin_that_somebody_else_locked_is_neither_taken_nor_opened",
+        "node-unlocks-others",
+        "A lock is opened under the id that made it only.",
+        "await self._let_go(leases, frozenset(coin for coin in coins if leases.owner(coin) == lock_id))",
+        "await self._let_go(leases, frozenset(coins))",
+        by="test_a_lock_under_another_id_is_not_opened",
     ),
     _wallet(
         "node-leases-never-end",

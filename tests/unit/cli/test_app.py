@@ -35,16 +35,9 @@ from pjv2.errors import (
     PeerMistake,
     WrongUsage,
 )
+from tests.unit.cli.conftest import Call
 
 SECRET = "hunter2"
-Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture(autouse=True)
-def _no_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in [name for name in os.environ if name.startswith("PJV2_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setattr("pjv2.config.default_path", lambda: tmp_path / "config.toml")
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import os
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -41,14 +40,6 @@ from pjv2.testing.memory_store import MemoryStore
 from pjv2.units import FeeRate, Network
 
 NAMES = [name for name, _ in CHECKS]
-
-
-@pytest.fixture(autouse=True)
-def _no_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in [name for name in os.environ if name.startswith("PJV2_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setattr("pjv2.config.default_path", lambda: tmp_path / "config.toml")
-    monkeypatch.setattr("pjv2.config.data_directory", lambda: tmp_path / "data")
 
 
 def config(**sections: Any) -> Config:

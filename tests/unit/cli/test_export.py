@@ -6,10 +6,8 @@ import asyncio
 import csv
 import io
 import json
-import os
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -134,12 +132,7 @@ async def test_a_session_that_is_still_open_claims_nothing(world: World) -> None
     assert await accounts(None) == ()
 
 
-async def test_the_command_writes_each_format_and_no_secret(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in [name for name in os.environ if name.startswith("PJV2_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setattr("pjv2.config.default_path", lambda: tmp_path / "config.toml")
+async def test_the_command_writes_each_format_and_no_secret(world: World) -> None:
     shop = await world.party("shop", coins=[300_000], lightning=True)
     payer = await world.party("payer", coins=[500_000])
     txid = await pay(world, shop, payer, channels=True, label="a coffee")

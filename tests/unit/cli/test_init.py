@@ -5,46 +5,35 @@ from __future__ import annotations
 import io
 import itertools
 import json
-import os
 import re
 import sys
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pjv2.cli import init
-from pjv2.cli.app import run
 from pjv2.cli.command import Cli
 from pjv2.config import SECTIONS, Config
 from pjv2.units import Network
+from tests.unit.cli.conftest import Call
 
 WORDS = "abandon abandon abandon abandon abandon abandon abandon abandon abandon abandon abandon about"
 SECRET_DESCRIPTOR = f"wpkh(tprv8{'Zgx' * 30}/0/*)"
 
-Call = Callable[..., tuple[int, str, str]]
-
 
 @pytest.fixture
-def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in [name for name in os.environ if name.startswith("PJV2_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setattr("pjv2.config.default_path", lambda: tmp_path / "etc" / "config.toml")
-    monkeypatch.setenv("HOME", str(tmp_path))
+def path(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("pjv2.config.default_path", lambda: home / "etc" / "config.toml")
+    monkeypatch.setenv("HOME", str(home))
     monkeypatch.setattr(init, "new_mnemonic", lambda: WORDS)
-    return tmp_path / "etc" / "config.toml"
+    return home / "etc" / "config.toml"
 
 
 @pytest.fixture
-def pjv2(path: Path, capsys: pytest.CaptureFixture[str]) -> Call:
-    def call(*words: str, cli: Cli | None = None) -> tuple[int, str, str]:
-        code = run(list(words), cli=cli)
-        told = capsys.readouterr()
-        return code, told.out, told.err
-
-    return call
+def pjv2(path: Path, pjv2: Call) -> Call:
+    return pjv2
 
 
 def line(text: str) -> dict[str, Any]:

@@ -4,45 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pjv2.backends.mailroom import HttpMailroom, Service
+from pjv2.backends.mailroom.mailroom import ANSWERS_NAME
 from pjv2.backends.store.sql import SqlStore
-from pjv2.cli.app import run
-from pjv2.cli.relays import CHECKED, listed
+from pjv2.backends.system import SystemEntropy
+from pjv2.cli.relays import listed
+from pjv2.doctor import round_trip
+from pjv2.errors import NotNow
 from pjv2.lab.directory import Directory
 from pjv2.lab.relay import Relay
-
-Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in [name for name in os.environ if name.startswith("PJV2_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setattr("pjv2.config.default_path", lambda: tmp_path / "config.toml")
-    monkeypatch.setattr("pjv2.config.data_directory", lambda: tmp_path / "data")
-    return tmp_path / "data" / "pjv2.sqlite"
-
-
-@pytest.fixture
-def pjv2(database: Path, capsys: pytest.CaptureFixture[str]) -> Call:
-    def call(*words: str) -> tuple[int, str, str]:
-        code = run(list(words))
-        told = capsys.readouterr()
-        return code, told.out, told.err
-
-    return call
-
-
-def lines(text: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in text.splitlines()]
+from tests.unit.cli.conftest import Call, lines
 
 
 def test_the_packaged_services_are_listed_without_asking_anybody(pjv2: Call, tmp_path: Path, database: Path) -> None:
@@ -140,11 +117,51 @@ async def test_a_memory_that_cannot_be_read_is_learnt_again(
     database: Path, services: tuple[Directory, list[Relay]], kept: str
 ) -> None:
     async with await SqlStore.open(f"sqlite:///{database}") as store:
-        for name in (CHECKED, "mailroom health", f"ohttp keys {services[0].url}"):
+        for name in (ANSWERS_NAME, "mailroom health", f"ohttp keys {services[0].url}"):
             await store.put(name, kept)
         room = mailroom(services, store)
         assert [line.last_success for line in await listed(room, store)] == [None] * 3
         assert all(line.works for line in await listed(room, store, try_them=True))
+        await room.close()
+
+
+async def test_an_ordinary_request_is_a_success_too_and_remembered(
+    database: Path, services: tuple[Directory, list[Relay]]
+) -> None:
+    directory, relays = services
+    relays[1].offline = True
+    before = time.time()
+    async with await SqlStore.open(f"sqlite:///{database}") as store:
+        first = mailroom(services, store)
+        await round_trip(first, directory.url, directory.keys, SystemEntropy())
+        await first.close()
+        later = mailroom(services, store)
+        one, other, where = await listed(later, store)
+        assert other.last_success is None
+        for line in (one, where):
+            assert line.last_success is not None
+            assert line.last_success >= before
+        await later.close()
+
+
+async def test_what_cannot_be_remembered_costs_no_request(
+    database: Path, services: tuple[Directory, list[Relay]]
+) -> None:
+    directory, relays = services
+    async with await SqlStore.open(f"sqlite:///{database}") as store:
+
+        class Full:
+            async def get(self, name: str) -> str | None:
+                return await store.get(name)
+
+            async def put(self, name: str, value: str | None) -> None:
+                raise NotNow("the disk is full")
+
+        named = [Service(relay.url, f"operator {number}") for number, relay in enumerate(relays)]
+        room = HttpMailroom(named, [Service(directory.url, "the directory's")], cache=Full())
+        relays[0].offline = True
+        for _ in range(4):  # one of them meets the relay that is away, and learns something
+            assert await round_trip(room, directory.url, directory.keys, SystemEntropy())
         await room.close()
 
 

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pjv2 import session
 from pjv2.backends.store.sql import SqlStore
 from pjv2.backends.system import SystemEntropy
-from pjv2.cli.app import run
 from pjv2.ports import Change, Record, SessionRow
 from pjv2.session import events as ev
 from pjv2.units import Network
 from pjv2.wire.ohttp import KeyConfig
 from pjv2.wire.secp import SecretKey
+from tests.unit.cli.conftest import Call, lines
 
 ONE, TWO, THREE = "aa11" + "0" * 28, "aa22" + "0" * 28, "bb33" + "0" * 28
 ROW = SessionRow(
@@ -41,27 +37,6 @@ ROWS = (
     replace(ROW, session=THREE, role="sender", created=1_700_000_200.0, label="[red]\x1b[2Jme", order=None, amount=None),
 )  # fmt: skip
 
-Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in [name for name in os.environ if name.startswith("PJV2_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setattr("pjv2.config.default_path", lambda: tmp_path / "config.toml")
-    monkeypatch.setattr("pjv2.config.data_directory", lambda: tmp_path / "data")
-    return tmp_path / "data" / "pjv2.sqlite"
-
-
-@pytest.fixture
-def pjv2(database: Path, capsys: pytest.CaptureFixture[str]) -> Call:
-    def call(*words: str) -> tuple[int, str, str]:
-        code = run(list(words))
-        told = capsys.readouterr()
-        return code, told.out, told.err
-
-    return call
-
 
 def stored(database: Path, *changes: Change) -> None:
     async def store() -> None:
@@ -75,10 +50,6 @@ def stored(database: Path, *changes: Change) -> None:
 def rows_only(database: Path) -> None:
     """Sessions whose events nobody replays."""
     stored(database, *(Change(row, 0, (Record(0, row.created, "Unknown", "{}"),)) for row in ROWS))
-
-
-def lines(text: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in text.splitlines()]
 
 
 # ---------------------------------------------------------------- history

@@ -4,38 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import sqlite3
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from pjv2.backends.store.sql import SqlStore
-from pjv2.cli.app import run
 from pjv2.testing.check_store import example_change
-
-Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in [name for name in os.environ if name.startswith("PJV2_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setattr("pjv2.config.default_path", lambda: tmp_path / "config.toml")
-    monkeypatch.setattr("pjv2.config.data_directory", lambda: tmp_path / "data")
-    (tmp_path / "config.toml").write_text('[store]\nencryption_key_file = "store.key"\n')
-    return tmp_path
+from tests.unit.cli.conftest import Call
 
 
 @pytest.fixture
-def pjv2(home: Path, capsys: pytest.CaptureFixture[str]) -> Call:
-    def call(*words: str) -> tuple[int, str, str]:
-        code = run(list(words))
-        told = capsys.readouterr()
-        return code, told.out, told.err
-
-    return call
+def home(home: Path) -> Path:
+    (home / "config.toml").write_text('[store]\nencryption_key_file = "store.key"\n')
+    return home
 
 
 @pytest.fixture

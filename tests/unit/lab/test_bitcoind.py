@@ -12,7 +12,8 @@ import pytest
 
 from pjv2.errors import NotNow, WrongUsage
 from pjv2.lab.bitcoind import BitcoindKernel
-from pjv2.lab.chain import LabChain, open_kernel
+from pjv2.lab.chain import LabChain
+from pjv2.lab.kernel import open_kernel
 from pjv2.psbt.tx import Psbt, Tx, TxOut
 from pjv2.testing import PaperWallet
 from pjv2.units import FeeRate, Instant

@@ -10,7 +10,8 @@ pytest.importorskip("pbk", reason="the lab needs libbitcoinkernel")
 from coincurve import PrivateKey
 
 from pjv2.errors import NotNow, WrongUsage
-from pjv2.lab.chain import HALVING, SUBSIDY, LabChain
+from pjv2.lab.chain import LabChain
+from pjv2.lab.miner import HALVING, SUBSIDY
 from pjv2.psbt.scripts import p2pkh_script, p2wpkh_script, p2wpkh_script_code, p2wsh_script, sighash_segwit_v0
 from pjv2.psbt.tx import Tx, TxIn, TxOut
 from pjv2.session.facts import ChainTx

@@ -10,7 +10,6 @@ import pytest
 
 pytest.importorskip("pbk", reason="the lab needs libbitcoinkernel")
 
-from pjv2.lab.chain import LabChain
 from pjv2.lab.electrum import PROTOCOL, ElectrumServer
 from pjv2.psbt.scripts import p2wsh_script
 from pjv2.psbt.tx import Tx, TxIn, TxOut, hash256
@@ -39,12 +38,6 @@ class Talker:
         answer = await self.line()
         assert answer["id"] == 1
         return answer["result"] if "result" in answer else answer["error"]
-
-
-@pytest.fixture
-async def lab():
-    async with LabChain() as lab:
-        yield lab
 
 
 @pytest.fixture

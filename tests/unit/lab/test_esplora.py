@@ -9,7 +9,6 @@ import pytest
 
 pytest.importorskip("pbk", reason="the lab needs libbitcoinkernel")
 
-from pjv2.lab.chain import LabChain
 from pjv2.lab.esplora import PAGE, EsploraServer
 from pjv2.lab.httpd import HttpResponse
 from pjv2.psbt.scripts import p2wsh_script
@@ -19,12 +18,6 @@ from pjv2.units import FeeRate, Outpoint
 ANYONE = p2wsh_script(b"\x51")
 NAME = hashlib.sha256(ANYONE).hexdigest()
 COIN = 100_000
-
-
-@pytest.fixture
-async def lab():
-    async with LabChain() as lab:
-        yield lab
 
 
 @pytest.fixture

@@ -6,11 +6,23 @@ from dataclasses import replace
 
 import pytest
 
-from pjv2.errors import BadOriginal
+from pjv2.errors import BadOriginal, CannotRead
 from pjv2.psbt.coin import commits_to_all
-from pjv2.psbt.original import Prevout, channel_obstacle, is_nested, parse_original, txid_is_stable
+from pjv2.psbt.original import (
+    OriginalPayload,
+    Prevout,
+    channel_obstacle,
+    check_original,
+    is_nested,
+    parse_original,
+    restore_original,
+    restore_payload,
+    txid_is_stable,
+)
+from pjv2.psbt.params import Params
 from pjv2.psbt.tx import ScriptKind, TxIn, TxOut
-from tests.unit.psbt.payjoin_kit import TIP, original_psbt, purse, received, sent
+from pjv2.units import FeeRate
+from tests.unit.psbt.payjoin_kit import TIP, facts, original_psbt, purse, received, sent, terms, unsigned
 from tests.unit.psbt.test_original import coin_facts
 
 ALICE = purse(ScriptKind.P2WPKH, 300_000, 1)
@@ -59,3 +71,34 @@ def test_our_young_coin_is_locked_by_the_sequence_that_it_copies_from_an_old_one
 
     assert obstacle(TIP - 9) is None
     assert f"{BOB.outpoint} does not satisfy" in str(obstacle(TIP - 8))
+
+
+def test_an_accepted_original_is_rebuilt_as_it_was_judged_and_no_rule_is_asked() -> None:
+    payload, known = OriginalPayload(original_psbt([ALICE]), Params()), facts([ALICE])
+    rebuilt = restore_original(payload, known.prevouts, terms(), tip=known.tip, tip_time=known.tip_time)
+    assert rebuilt == check_original(payload, known, terms())
+
+    for stricter in (terms(amount=200_000), terms(min_fee_rate=FeeRate(10_000)), terms(script=ALICE.txout.script)):
+        with pytest.raises(BadOriginal):
+            check_original(payload, known, stricter)
+        again = restore_original(payload, known.prevouts, stricter, tip=known.tip, tip_time=known.tip_time)
+        assert (again.tx, again.fee) == (rebuilt.tx, rebuilt.fee)
+
+
+def test_an_original_is_rebuilt_from_its_own_facts_only() -> None:
+    payload = OriginalPayload(original_psbt([ALICE, BOB]), Params())
+    with pytest.raises(CannotRead, match="lack a previous output"):
+        restore_original(payload, facts([ALICE]).prevouts, terms(), tip=TIP, tip_time=0.0)
+    from_nowhere = OriginalPayload(unsigned([ALICE], [TxOut(300_001, b"\x51")]), Params())
+    with pytest.raises(CannotRead, match="worth less"):
+        restore_original(from_nowhere, facts([ALICE]).prevouts, terms(), tip=TIP, tip_time=0.0)
+
+
+def test_limits_of_the_parameters_are_asked_when_they_arrive_and_not_of_a_log() -> None:
+    body = original_psbt([ALICE]).to_base64().encode() + b"\nv=2&minfeerate=30000"
+    with pytest.raises(BadOriginal, match="out of range"):
+        parse_original(body)
+    assert restore_payload(body).params.min_fee_rate == FeeRate(30_000 * 250)
+    for damaged in (body.replace(b"\n", b""), body.replace(b"30000", b"x"), body.replace(b"v=2", b"v=7"), b"junk\n"):
+        with pytest.raises(BadOriginal):
+            restore_payload(damaged)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from pjv2.errors import BadProposal, WrongUsage
+from pjv2.errors import BadProposal, CannotRead, WrongUsage
 from pjv2.psbt.tx import Psbt, PsbtInput, ScriptKind, TxOut
-from pjv2.psbt.verify import check_inputs, check_proposal, check_signed, explicit_contribution
+from pjv2.psbt.verify import check_inputs, check_proposal, check_signed, explicit_contribution, restore_safe_to_sign
 from tests.unit.psbt.payjoin_kit import CHANGE, OUR_CHANGE, PAYEE, purse, sign, unsigned
 from tests.unit.psbt.test_proposal import Meeting
 from tests.unit.psbt.test_verify import ALICE, BOB, GOOD, MEETING, THEIRS, with_input
@@ -45,3 +47,19 @@ def test_the_id_of_a_legacy_payers_payjoin_is_not_known_before_he_signs() -> Non
     payer = purse(ScriptKind.P2PKH, 2_000_000, 6)
     meeting = Meeting([payer], [BOB])
     assert not check_proposal(meeting.sender, Psbt.parse(meeting.finish().psbt)).txid_is_stable
+
+
+def test_an_accepted_proposal_is_rebuilt_as_it_was_judged_and_no_step_is_asked() -> None:
+    assert restore_safe_to_sign(MEETING.sender, GOOD) == check_proposal(MEETING.sender, GOOD)
+    later = replace(GOOD, tx=replace(GOOD.tx, locktime=1))
+    with pytest.raises(BadProposal, match="lock time"):
+        check_proposal(MEETING.sender, later)
+    assert restore_safe_to_sign(MEETING.sender, later).psbt.tx == later.tx
+
+
+def test_a_proposal_is_rebuilt_for_its_own_original_only() -> None:
+    other = Meeting([purse(ScriptKind.P2WPKH, 2_000_000, 7)], [BOB]).sender
+    with pytest.raises(CannotRead, match="another Original"):
+        restore_safe_to_sign(other, GOOD)
+    with pytest.raises(CannotRead, match="does not belong to this Original"):
+        restore_safe_to_sign(MEETING.sender, with_input(THEIRS, witness_utxo=None))

@@ -219,6 +219,17 @@ async def test_a_coin_that_somebody_else_locked_is_neither_taken_nor_opened(tmp_
     assert leases(tmp_path) == {}
 
 
+async def test_a_lock_under_another_id_is_not_opened(tmp_path):
+    coin = parent(1)
+    fake = FakeWallet(coin)
+    outpoint = Outpoint(coin.txid, 0)
+    async with wallet_over(fake, tmp_path) as (_, wallet):
+        assert await wallet.lock([outpoint], ID, NOW + 600) == ()
+        await wallet.unlock([outpoint], OTHER)
+        assert fake.locked == [outpoint]
+        assert list(leases(tmp_path)) == [str(outpoint)]
+
+
 async def test_a_lease_is_on_disk_before_the_node_is_asked_to_lock(tmp_path):
     coin = parent(1)
     fake = FakeWallet(coin)
@@ -298,13 +309,23 @@ async def pay(wallet, payment=PAYMENT, **more):
     [
         lambda fake, payments: fake.payment(payments, change=TxOut(140_000, p2wsh_script(b"a thief"))),
         lambda fake, payments: fake.payment([replace(payments[0], value=60_000)]),
+        lambda fake, payments: fake.payment([]),
         lambda fake, payments: fake.payment([*payments, TxOut(10_000, CHANGE)]),
         lambda fake, payments: fake.payment(payments, inputs=[Outpoint("cd" * 32, 0)]),
         lambda fake, payments: (fake.payment(payments)[0], 0),
         lambda fake, payments: (_replaced(fake.payment(payments)[0], version=1), 1),
         lambda fake, payments: (_replaced(fake.payment(payments)[0], final=True), 1),
     ],
-    ids=["change of a thief", "another value", "two changes", "a foreign coin", "change elsewhere", "version", "final"],
+    ids=[
+        "change of a thief",
+        "another value",
+        "no payment",
+        "two changes",
+        "a foreign coin",
+        "change elsewhere",
+        "version",
+        "final",
+    ],
 )
 async def test_a_payment_that_is_not_the_one_asked_for_is_not_signed_and_nothing_stays_locked(wrong, tmp_path):
     fake = FakeWallet(parent(1))
