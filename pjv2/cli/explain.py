@@ -14,12 +14,15 @@ async def run(
 ) -> None:
     """Tell a session's log as prose, and its place on the state diagram."""
     from pjv2.cli.output import utc
+    from pjv2.cli.progress import short_of
     from pjv2.cli.sessions import look_up
     from pjv2.session import explain
 
     found = await look_up(cli.config, id)
     prose = explain(found.state, found.events)
     path = found.path
+    if missing := short_of(found.state):
+        prose.append(f"It paid {missing} sat less than was asked for.")
     # The first sentences belong to the events, one each; what follows is the place on the diagram.
     told = [f"{utc(event.at)}  {sentence}" for event, sentence in zip(found.events, prose, strict=False)]
     view = "\n".join([*told, "", f"States: {' -> '.join(path)}", *prose[len(found.events) :]])

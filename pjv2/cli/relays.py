@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -18,9 +17,6 @@ if TYPE_CHECKING:
     from pjv2.backends.mailroom.health import Health
     from pjv2.ports import Store
     from pjv2.units import Instant
-
-CHECKED = "relays checked"
-"""Under which the store keeps when each service last answered a check."""
 
 
 class What(StrEnum):
@@ -121,14 +117,17 @@ async def listed(
     mailroom: HttpMailroom, store: Store | None, *, try_them: bool = False, now: Instant | None = None
 ) -> tuple[Line, ...]:
     """Relays first, then directories, with what earlier runs learnt; `try_them` asks each of them now, and keeps when it answered."""
+    from pjv2.backends.mailroom.mailroom import keep_answers, kept_answers
     from pjv2.backends.system import SystemClock
 
     at = SystemClock().now() if now is None else now
     tried: dict[str, str] = {}
     if try_them:
         tried = await _tried(mailroom)
-        await _keep(store, {url: at for url, said in tried.items() if not said})
-    successes = await _checked(store)
+        answered = {url: at for url, said in tried.items() if not said}
+        if store is not None and answered:
+            await keep_answers(store, answered)
+    successes = await kept_answers(store)
     standings = [await _standing(mailroom, store, directory) for directory in mailroom.directories]
     for standing in standings:
         if standing is not None and standing.fetched:
@@ -173,6 +172,8 @@ def _line(
 
 async def _tried(mailroom: HttpMailroom) -> dict[str, str]:
     """What each service said when it was tried; empty where it works. A relay works if it carries to any directory."""
+    import asyncio
+
     from pjv2.backends.system import SystemEntropy
     from pjv2.doctor import round_trip
 
@@ -192,8 +193,6 @@ async def _tried(mailroom: HttpMailroom) -> dict[str, str]:
         # What a relay brought, the directory gave.
         answered = any(check.works for check in checks)
         return [(directory.url, "" if answered else "no relay could ask it"), *answers]
-
-    import asyncio
 
     for answers in await asyncio.gather(*(asked(directory) for directory in mailroom.directories)):
         for url, words in answers:
@@ -216,18 +215,3 @@ async def _health_of(store: Store | None) -> Health:
     from pjv2.backends.system import SystemEntropy
 
     return await kept_health(store, SystemEntropy())
-
-
-async def _checked(store: Store | None) -> dict[str, Instant]:
-    text = None if store is None else await store.get(CHECKED)
-    try:
-        found = json.loads(text) if text is not None else {}
-    except ValueError:
-        return {}  # advice from an earlier check, learnt again
-    entries = found.items() if isinstance(found, dict) else ()
-    return {str(url): float(at) for url, at in entries if isinstance(at, int | float)}
-
-
-async def _keep(store: Store | None, answered: Mapping[str, Instant]) -> None:
-    if store is not None and answered:
-        await store.put(CHECKED, json.dumps((await _checked(store)) | dict(answered), sort_keys=True))

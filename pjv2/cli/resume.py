@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from pjv2.cli.command import Cli
-from pjv2.errors import WrongUsage
+from pjv2.errors import NotNow, WrongUsage
 
 
 async def run(
@@ -20,7 +20,7 @@ async def run(
         float | None, typer.Option("--budget", metavar="S", help="Seconds that the pass may take.")
     ] = None,
 ) -> None:
-    """Work on open sessions once, until each waits for somebody else; then exit."""
+    """Work on open sessions once, until each waits for somebody else; then exit. Code 4: none of them could be worked on."""
     from pjv2.cli.progress import choose
     from pjv2.cli.run import hearing
 
@@ -31,10 +31,17 @@ async def run(
         chosen = tuple([await choose(pj, beginning) for beginning in ids]) if ids else None
         with hearing(pj, cli):
             done = await pj.poller.run_once(budget, chosen)
+        waiting = [f"{one.session[:8]} waits: {one.why}" for one in done.waited]
         cli.out.result(
             "PassDone",
-            f"{done.open} open, {done.progressed} moved on, {done.deferred} left for later",
+            "\n".join(
+                [f"{done.open} open, {done.progressed} moved on, {done.deferred} left for later", *waiting],
+            ),
             open=done.open,
             progressed=done.progressed,
             deferred=done.deferred,
+            waited=[{"session": one.session, "why": one.why} for one in done.waited],
         )
+        if done.stalled:
+            cli.out.say(f"Nothing could be worked on, and nothing is lost. Try again later with: {cli.words('resume')}")
+            raise typer.Exit(NotNow.exit_code)

@@ -16,10 +16,7 @@ if TYPE_CHECKING:
 
 
 async def run(cli: Cli) -> None:
-    """Drive every open session until stopped; safe beside other workers on the same store.
-
-    An embedded wallet's file has one owner at a time: beside it, commands that need coins say that it is in use.
-    """
+    """Drive every open session until stopped; safe beside other commands and other workers on the same store and wallet."""
     import asyncio
 
     cli.resume = f"Start it again with: {cli.words('run')}"
@@ -54,11 +51,19 @@ def hearing(pj: Payjoin, cli: Cli) -> Iterator[None]:
     """Tell what happens to any session meanwhile."""
     from pjv2.cli.output import utc
 
+    said: set[str] = set()
+
     def tell(event: str, at: Instant, session: SessionId | None, told: Mapping[str, Any]) -> None:
         facts = {name: value for name, value in told.items() if name not in {"event", "at", "session"}}
         if cli.json:
             cli.out.result(event, at=at, session=session, **facts)
+        elif event == "NotNow" and facts.get("what") in ("store", "session") and not cli.verbose:
+            # The poller tells it once per session; a person hears it once, however many sessions wait for the same thing.
+            if (why := str(facts["why"])) not in said:
+                said.add(why)
+                cli.out.say(f"{utc(at)[11:19]}  {(session or '')[:8]:8}  Trying again: {why}")
         elif event not in {"NotNow", "KeyRotated"} or cli.verbose:
+            said.clear()
             shown = " ".join(
                 str(facts[name]) for name in ("what", "outcome", "why", "txid", "detail") if facts.get(name)
             )

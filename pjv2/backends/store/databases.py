@@ -393,7 +393,8 @@ def translate(error: SQLAlchemyError | sqlite3.Error) -> PayjoinError:
     if isinstance(origin, sqlite3.Error):
         code = getattr(origin, "sqlite_errorcode", None)
         code_name = getattr(origin, "sqlite_errorname", type(origin).__name__)
-        unread = NotNow, f"the disk does not read or write the session database ({code_name})", 30.0
+        said = f"the disk does not read or write the session database ({code_name}): look at its room and its limits"
+        unread = NotNow, said, 30.0
         return _ours(unread if code is None else _SQLITE.get(code & 0xFF, unread))
     if not isinstance(error, DBAPIError):
         return NotNow(f"the session database cannot be used now ({type(error).__name__})", after=5.0)

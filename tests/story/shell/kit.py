@@ -14,14 +14,16 @@ import threading
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 from pjv2.app import Payjoin
 from pjv2.cli.app import run
 from pjv2.cli.command import Cli
 from pjv2.config import Config
-from pjv2.lab.world import Party
-from tests.story.lab.kit import PATIENCE
+from pjv2.lab.world import Party, bdk_party_wallet, esplora_chain
+from pjv2.units import Sats
+from tests.story.lab.kit import PATIENCE, Story
 
 
 class Screen(io.StringIO):
@@ -145,7 +147,7 @@ class Shell:
         return Payjoin.open(
             config,
             wallet=party.wallet,
-            chain=party.world.chain,
+            chain=party.chain,
             channels=party.node,
             store=party.store,
             mailroom=party.mailroom,
@@ -197,6 +199,64 @@ class Shell:
         running = self.start(*words, typed=typed)
         await running.code()
         return running
+
+
+EMBEDDED: dict[str, Any] = (
+    {"wallet": bdk_party_wallet, "chain": esplora_chain} if find_spec("bdkpython") is not None else {}
+)
+"""What the product's default is: the embedded wallet, that sees the chain through an Esplora server; where it has a wheel."""
+
+
+async def people(
+    s: Story, bob: dict[str, Any] | None = None, alice: dict[str, Any] | None = None, *, paper: bool = False
+) -> tuple[Shell, Shell]:
+    """A receiver with 200,000 sat and a payer with 500,000, as the product's default has them; with configurations of their own."""
+    made = {} if paper else EMBEDDED
+    return Shell(await s.bob(**made), bob or {}), Shell(await s.alice(**made), alice or {})
+
+
+async def balance(shell: Shell) -> Sats:
+    """What the wallet has now, to the satoshi."""
+    wallet = shell.party.wallet
+    if hasattr(wallet, "sync"):
+        await wallet.sync()
+    held: Sats = await wallet.balance()
+    return held
+
+
+@dataclass(frozen=True, slots=True)
+class Books:
+    """What the shell tells about a session afterwards: its facts, and its log as prose."""
+
+    facts: dict[str, Any]
+    prose: str
+
+    def tells(self, *sentences: str) -> None:
+        """The prose has these, in this order."""
+        at = 0
+        for sentence in sentences:
+            found = self.prose.find(sentence, at)
+            assert found >= 0, f"{sentence!r} is not told, or not here:\n{self.prose}"
+            at = found + len(sentence)
+
+
+async def books(shell: Shell, session: str) -> Books:
+    """`history`, `show` and `explain` of a session, which agree, in JSON and in words."""
+    listed, shown, told = [
+        await shell("--json", *words) for words in (["history"], ["show", session], ["explain", session])
+    ]
+    [row] = [line for line in listed.lines if line["session"] == session]
+    [facts] = shown.lines
+    for name in ("role", "state", "outcome", "created", "expires", "amount_requested"):
+        assert row[name] == facts[name] == told.lines[0][name], name
+    table, page, prose = [await shell(*words) for words in (["history"], ["show", session], ["explain", session])]
+    for running in (listed, shown, told, table, page, prose):
+        assert (code(running), running.stderr) == (0, "")
+    [line] = [line for line in table.stdout.splitlines() if line.startswith(session[:8])]
+    assert f" {facts['role']} " in line
+    assert (facts["outcome"] or facts["state"]) in line
+    assert facts["status"] in page.stdout
+    return Books(facts, prose.stdout)
 
 
 def code(running: Running) -> int:
