@@ -18,9 +18,10 @@ import httpx
 from pjv2 import session as model
 from pjv2 import start
 from pjv2.backends.system import SystemClock, SystemEntropy
-from pjv2.config import Config, open_chain, open_channels, open_cold, open_mailroom, open_store, open_wallet
+from pjv2.config import Config
 from pjv2.driver import Driver, Pace
 from pjv2.errors import NotNow, WrongUsage
+from pjv2.opening import open_chain, open_channels, open_cold, open_mailroom, open_store, open_wallet
 from pjv2.poller import Pass, Poller
 from pjv2.ports import Chain, Channels, Clock, Mailroom, Notify, Store, Wallet
 from pjv2.psbt.plan import ChannelOrder, PlanExplanation

@@ -109,6 +109,7 @@ class Driver(Errands):
         self.notify = notify
         self.worker = worker or entropy.token(8).hex()
         self._woken: dict[SessionId, asyncio.Event] = {}
+        self._unreleased: dict[SessionId, str] = {}
 
     # ------------------------------------------------------------ the log
 
@@ -356,7 +357,7 @@ class Driver(Errands):
 
     @contextlib.asynccontextmanager
     async def _claimed(self, session: SessionId) -> AsyncIterator[None]:
-        owner = f"{self.worker}:{self.entropy.token(4).hex()}"
+        owner = self._unreleased.pop(session, None) or f"{self.worker}:{self.entropy.token(4).hex()}"
         renewal: asyncio.Task[None] | None = None
         try:
             if not await self.store.claim(session, owner, self.pace.claim):
@@ -368,8 +369,10 @@ class Driver(Errands):
             if renewal is not None:
                 renewal.cancel()
                 await asyncio.gather(renewal, return_exceptions=True)
-            with contextlib.suppress(NotNow):
+            try:
                 await self.store.release(session, owner)
+            except NotNow:
+                self._unreleased[session] = owner  # the database was locked: the claim is still ours, and nobody else's
 
     async def _renew(self, session: SessionId, owner: str) -> None:
         # A lapsed claim is harmless (every append is fenced); renewing only keeps two workers from doing the same reading.

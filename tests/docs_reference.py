@@ -22,6 +22,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from pydantic import SecretStr
 
 from pjv2 import config as conf
+from pjv2 import opening
 from pjv2.accounts import Account
 from pjv2.cli import command as shared
 from pjv2.cli.app import COMMANDS, GROUPS
@@ -291,7 +292,12 @@ def config() -> str:
             parts.append(f"Only one of each: {'; '.join(alone)}.\n")
     parts.append("## Back ends that this version opens\n")
     parts.append("Others can be named, and are refused with a sentence that says so. A program can hand in its own.\n")
-    have = {"[wallet]": conf.WALLETS, "[chain]": conf.CHAINS, "[lightning]": conf.CHANNELS, "[store] url": conf.STORES}
+    have = {
+        "[wallet]": opening.WALLETS,
+        "[chain]": opening.CHAINS,
+        "[lightning]": opening.CHANNELS,
+        "[store] url": opening.STORES,
+    }
     parts.append(
         table(("key", "has"), ((f"`{key}`", ", ".join(f"`{one}`" for one in known)) for key, known in have.items()))
     )

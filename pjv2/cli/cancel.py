@@ -48,7 +48,9 @@ async def run(
                 model.decide(before, wish, driver.clock.now(), driver.entropy, model.Memory())
                 commands = (Cancel(broadcast=False), wish)
         if isinstance(before, model.Receiver) and before.original is None and before.closed is None:
-            cli.out.say("Asking the directory whether a payment is under way already; an empty mailbox answers after half a minute.")
+            cli.out.say(
+                "Asking the directory whether a payment is under way already; an empty mailbox answers after half a minute."
+            )
         after = await step(cli, pj, session, *commands)
         if after.closed is not None or cli.json:
             return

@@ -24,7 +24,7 @@ async def add(
 ) -> None:
     """Keep the intention to open a channel."""
     from pjv2.backends.system import SystemClock, SystemEntropy
-    from pjv2.config import open_store
+    from pjv2.opening import open_store
     from pjv2.psbt.plan import parse_channel_order
     from pjv2.schedule import changing
 

@@ -52,7 +52,7 @@ async def run(
     from pjv2.backends.mailroom import HttpMailroom
     from pjv2.cli.output import plain, table, utc
     from pjv2.cli.sessions import reading
-    from pjv2.config import open_mailroom
+    from pjv2.opening import open_mailroom
 
     async with reading(cli.config) as store:
         mailroom = await open_mailroom(cli.config, store)

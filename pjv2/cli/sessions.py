@@ -26,7 +26,7 @@ _SHORT = 8
 @asynccontextmanager
 async def reading(config: Config) -> AsyncIterator[Store | None]:
     """The store of the configuration; None while nothing was ever stored."""
-    from pjv2.config import open_store
+    from pjv2.opening import open_store
 
     file = config.store_file
     if file is not None and not file.exists():

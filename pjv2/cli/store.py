@@ -62,7 +62,7 @@ async def decrypt(cli: Cli) -> None:
 
 
 async def _key(config: Config) -> StoreKey:
-    from pjv2.config import store_key
+    from pjv2.opening import store_key
 
     key = await store_key(config)
     if key is None:

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
 from pjv2.backends.system import SystemClock, SystemEntropy
-from pjv2.config import Config, open_chain, open_channels, open_mailroom, open_store, open_wallet
+from pjv2.config import Config
 from pjv2.driver import Driver
 from pjv2.errors import PayjoinError, WrongUsage
+from pjv2.opening import open_chain, open_channels, open_mailroom, open_store, open_wallet
 from pjv2.ports import Chain, Channels, Clock, Entropy, Mailroom, Store, Wallet
 
 Status = Literal["ok", "warning", "failed"]

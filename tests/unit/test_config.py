@@ -13,19 +13,11 @@ import pytest
 from pydantic import SecretStr
 
 from pjv2 import config as module
-from pjv2.config import (
-    SECTIONS,
-    Config,
-    data_directory,
-    default_path,
-    open_chain,
-    open_channels,
-    open_mailroom,
-    open_store,
-    open_wallet,
-    read_secret,
-)
+from pjv2 import opening
+from pjv2.config import SECTIONS, Config, data_directory, default_path
 from pjv2.errors import NotNow, WrongUsage
+from pjv2.opening import open_chain, open_channels, open_mailroom, open_store, open_wallet
+from pjv2.sections import read_secret
 from pjv2.units import FeeRate, Network
 
 posix = pytest.mark.skipif(os.name != "posix", reason="file modes are POSIX's")
@@ -525,7 +517,7 @@ async def test_a_back_end_that_this_version_lacks_is_named_together_with_those_i
     config = Config.load(None, {"lightning": {"backend": "cln"}})
     with pytest.raises(WrongUsage, match=r"\[lightning\] backend = 'cln' is not in this version .* none, rehearsal"):
         await open_channels(config)
-    for opener, registry in ((open_wallet, module.WALLETS), (open_chain, module.CHAINS)):
+    for opener, registry in ((open_wallet, opening.WALLETS), (open_chain, opening.CHAINS)):
         if not registry:
             with pytest.raises(WrongUsage, match="it has none that can be named"):
                 await opener(config)

@@ -32,6 +32,7 @@ from pjv2.backends.chain.remote import (
     Sighting,
     is_txid,
 )
+from pjv2.backends.heed import heeding
 from pjv2.backends.mailroom.carrier import CONNECT_TIMEOUT, read_ca_file
 from pjv2.backends.mailroom.tunnel import SocksProxy
 from pjv2.errors import NotNow, WrongUsage
@@ -225,6 +226,9 @@ class EsploraChain(RemoteChain):
         return self._read("JSON", lambda: shape(_json(body)))
 
     async def _ask(self, method: str, path: str, body: bytes = b"", limit: int = MAX_ANSWER) -> tuple[int, bytes]:
+        return await heeding(self._asked(method, path, body, limit))
+
+    async def _asked(self, method: str, path: str, body: bytes, limit: int) -> tuple[int, bytes]:
         self._open()
         ask = self._client.post if method == "POST" else self._client.get
         async with self._gate:

@@ -31,8 +31,9 @@ from pjv2.backends.store.sealed import (
     refuse_sealed,
 )
 from pjv2.backends.store.sql import SqlStore
-from pjv2.config import Config, open_store
+from pjv2.config import Config
 from pjv2.errors import CannotRead, NotNow, WrongUsage
+from pjv2.opening import open_store
 from pjv2.ports import Change, Record, Store
 from pjv2.testing.check_store import STORE_CHECKS, MakeStore, StoreCheck, example_change, example_row
 from pjv2.testing.memory_store import MemoryStore

@@ -258,3 +258,19 @@ async def test_a_peer_that_still_holds_a_dead_channel_is_not_asked_in_any_sessio
     blocking = Change(row(other, world.now), 1, (), block_peers=((orders[0].peer, 1_001),))
     assert isinstance(await desk.store.append(blocking), Stored)
     assert await desk.driver._unreachable(run, orders) == (orders[0].peer,)
+
+
+async def test_a_claim_that_could_not_be_given_back_is_still_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    desk = Desk(world)
+    run = await desk.holds(world.receiver())
+    release = desk.store.release
+
+    async def locked(session: str, owner: str) -> None:
+        raise NotNow("the database is locked")
+
+    monkeypatch.setattr(desk.store, "release", locked)
+    await desk.driver.drive(run.session, deadline=desk.clock.now())
+    monkeypatch.setattr(desk.store, "release", release)
+    await desk.driver.drive(run.session, deadline=desk.clock.now())
+    assert await desk.store.claim(run.session, "another worker", 60)

@@ -9,8 +9,9 @@ import pytest
 pytest.importorskip("pbk", reason="the lab needs libbitcoinkernel")
 
 from pjv2.backends.chain.suitability import MAX_FAMILY
-from pjv2.config import Config, open_chain
+from pjv2.config import Config
 from pjv2.errors import NotNow, WrongUsage
+from pjv2.opening import open_chain
 from pjv2.psbt.scripts import p2wsh_script
 from pjv2.psbt.tx import TxOut
 from pjv2.units import FeeRate, Network, Outpoint

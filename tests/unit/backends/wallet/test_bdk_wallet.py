@@ -10,8 +10,9 @@ import stat
 import pytest
 
 from pjv2.backends.wallet.bdk import BdkWallet, DescriptorKeys, MnemonicKeys, bdk_wallet, key_ring
-from pjv2.config import Config, open_wallet
+from pjv2.config import Config
 from pjv2.errors import CannotRead, NotNow, WrongUsage
+from pjv2.opening import open_wallet
 from pjv2.psbt.scripts import p2wsh_script
 from pjv2.psbt.tx import Psbt, TxOut
 from pjv2.units import FeeRate, Network, Outpoint

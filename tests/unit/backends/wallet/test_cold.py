@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from pjv2.config import Config, open_cold
+from pjv2.config import Config
 from pjv2.errors import WrongUsage
+from pjv2.opening import open_cold
 from pjv2.units import Network
 
 bdk = pytest.importorskip("pjv2.backends.wallet.bdk")
