@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: demo test check coverage bench docs mutants install clean
+.PHONY: demo test check coverage bench docs mutants peers install clean
 
 install: $(VENV)/installed
 
@@ -46,6 +46,10 @@ docs: install
 # Takes each guard away in turn and demands that the suite goes red.
 mutants: install
 	@$(BIN)/python -m tests.mutants $(ONLY)
+
+# The real programs that tests/peers runs against, installed in the user's cache; without them those tests skip.
+peers: install
+	@$(BIN)/python -m tests.peers.install --jobs $(JOBS) $(ONLY)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build

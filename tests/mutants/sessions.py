@@ -87,7 +87,7 @@ MONEY = (
         "    if left < (CHANNEL_SECONDS if with_channels else PLAIN_SECONDS):\n",
         "    if with_channels and left < CHANNEL_SECONDS:\n",
         "money 2",
-        by="test_receiver.py::test_approval_waits_no_longer_than_the_request_lives",
+        by="test_receiver.py::test_less_than_half_a_minute_is_too_late_for_a_plain_proposal[PayjoinProposal]",
     ),
     _session(
         "spend-seen-stops-proposing",

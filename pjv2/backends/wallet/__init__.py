@@ -4,7 +4,7 @@
 - `bdk_file`   that file and everything the library does with it, on one thread, in turns with other processes.
 - `bdk_keys`   descriptors and mnemonics, and the library itself.
 - `bdk_sync`   the servers.
-- `bitcoind`   `BitcoindWallet`, a wallet of a Bitcoin Core node.
+- `bitcoind`   `BitcoindWallet`, a wallet of a Bitcoin Core node (`bitcoind_shapes` reads what that tells).
 - `leases`     which coin is locked for whom, and what was just broadcast, on disk.
 - `signature`  whether a signature holds, by our own reckoning.
 

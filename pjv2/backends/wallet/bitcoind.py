@@ -28,7 +28,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any
 
 from pjv2.backends.bitcoind_rpc import (
     ALREADY_LOADED,
@@ -44,23 +44,34 @@ from pjv2.backends.bitcoind_rpc import (
     Call,
     Refused,
     flag,
-    hash_of,
     in_btc,
     items,
-    outpoint_of,
     places_of,
-    raw_of,
     sats_of,
     text,
     txout_of,
     whole,
 )
 from pjv2.backends.files import TurnLock
+from pjv2.backends.wallet.bitcoind_shapes import (
+    AddressType,
+    address_index,
+    all_listed,
+    has_keys,
+    identity_of,
+    is_mine,
+    places_in,
+    script_of,
+    signs_now,
+    tx_of,
+    unspent_of,
+    wallet_block,
+)
 from pjv2.backends.wallet.leases import Leases
 from pjv2.backends.wallet.signature import check_signed_input
 from pjv2.errors import NotNow, PayjoinError, PeerMistake, WrongUsage
 from pjv2.ports import WalletAddress
-from pjv2.psbt.coin import Coin, is_p2wpkh
+from pjv2.psbt.coin import Coin
 from pjv2.psbt.tx import (
     Psbt,
     PsbtInput,
@@ -68,22 +79,13 @@ from pjv2.psbt.tx import (
     ScriptKind,
     Tx,
     TxOut,
-    address_to_script,
     script_to_address,
 )
 from pjv2.units import FeeRate, Instant, Network, Outpoint, Sats, Txid
 
-AddressType: TypeAlias = Literal["bech32", "bech32m", "p2sh-segwit", "legacy"]
-
 PATIENCE = 30.0
 """Seconds that another process' turn at the leases is waited for."""
 
-_DESCRIPTORS: dict[AddressType, str] = {
-    "bech32": "wpkh(",
-    "bech32m": "tr(",
-    "p2sh-segwit": "sh(wpkh(",
-    "legacy": "pkh(",
-}
 _AVOIDED: Instant = 120.0
 """For how long coins to avoid are leased while a payment is built; a crash in between ends by itself."""
 
@@ -97,7 +99,6 @@ _IMMATURE = {"include_unsafe": True, "query_options": {"include_immature_coinbas
 _REMEMBERED = 10_000
 _REPLACEABLE = 0xFFFFFFFD
 _STAND_IN = (b"\x51",)
-_UNCOMPRESSED = 130
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,9 +164,9 @@ class BitcoindWallet:
                 f"{self._whose} has no fresh address: unlock it with walletpassphrase once, so that it makes new ones"
             )
         address = self._rpc.read(method, text, self._rpc.told(method, made))
-        script = self._rpc.read(method, _script_of, address, self._rpc.network)
+        script = self._rpc.read(method, script_of, address, self._rpc.network)
         (info,) = await self._told(Call("getaddressinfo", (address,)))
-        index = self._rpc.read("getaddressinfo", _index_of, info)
+        index = self._rpc.read("getaddressinfo", address_index, info)
         return WalletAddress(address, script, index)
 
     async def mine(self, outpoints: Sequence[Outpoint]) -> frozenset[Outpoint]:
@@ -184,7 +185,7 @@ class BitcoindWallet:
         height, listed = await self._unspent()
         found = []
         for one in listed:
-            told = self._rpc.read("listunspent", _unspent_of, one)
+            told = self._rpc.read("listunspent", unspent_of, one)
             if told is not None and told.outpoint not in leased:
                 found.append(told)
         legacy = [one for one in found if one.txout.kind is ScriptKind.P2PKH]
@@ -227,7 +228,7 @@ class BitcoindWallet:
             (info,) = await self._told(Call("getwalletinfo"))
         except NotNow:
             return False
-        return self._rpc.read("getwalletinfo", _signs_now, info, time.time())
+        return self._rpc.read("getwalletinfo", signs_now, info, time.time())
 
     async def sign(self, psbt: bytes, ours: Sequence[Outpoint]) -> bytes:
         """The PSBT with exactly these inputs final and every other map as it was.
@@ -263,9 +264,9 @@ class BitcoindWallet:
         if not payments:
             raise WrongUsage("a payment needs an output")
         (info,) = await self._told(Call("getwalletinfo"))
-        if not self._rpc.read("getwalletinfo", _signs_now, info, time.time()):
+        if not self._rpc.read("getwalletinfo", signs_now, info, time.time()):
             raise self._rpc.refusal("walletprocesspsbt", Refused(UNLOCK_NEEDED, ""))
-        height = self._rpc.read("getwalletinfo", _block_of, info)[0]
+        height = self._rpc.read("getwalletinfo", wallet_block, info)[0]
         async with self._alone() as leases:
             await self._end(leases)
             async with self._left_out(leases, avoid):
@@ -323,7 +324,7 @@ class BitcoindWallet:
         network = self._rpc.network
         return self._rpc.read(
             "deriveaddresses",
-            lambda: frozenset(_script_of(text(address), network) for each in made for address in items(each)),
+            lambda: frozenset(script_of(text(address), network) for each in made for address in items(each)),
         )
 
     # ------------------------------------------------------------ the node
@@ -351,10 +352,10 @@ class BitcoindWallet:
         if not self._rpc.read("getwalletinfo", lambda: flag(info["descriptors"])):
             raise WrongUsage(f"{self._whose} is a legacy one: run bitcoin-cli migratewallet")
         self._refuse_rescan(info)
-        name, types = self._rpc.read("listdescriptors", _identity, listed, self._rpc.network)
+        name, types = self._rpc.read("listdescriptors", identity_of, listed, self._rpc.network)
         if self._name not in ("", name):
             raise WrongUsage(f"{self._whose} is another one than before: {name}, not {self._name}")
-        self._signs = self._rpc.read("getwalletinfo", _has_keys, info)
+        self._signs = self._rpc.read("getwalletinfo", has_keys, info)
         self._type = self._choose(types)
         self._open_leases(name)
         self._name, self._known = name, epoch
@@ -471,7 +472,7 @@ class BitcoindWallet:
             if isinstance(answer, Refused) and answer.code == NOT_FOUND:
                 continue
             told = self._rpc.told("gettransaction", answer)
-            parents[txid] = self._rpc.read("gettransaction", _tx_of, told, txid)
+            parents[txid] = self._rpc.read("gettransaction", tx_of, told, txid)
         places: list[tuple[Outpoint, str]] = []
         for outpoint in outpoints:
             parent = parents.get(outpoint.txid)
@@ -481,7 +482,7 @@ class BitcoindWallet:
                     places.append((outpoint, script_to_address(script, self._rpc.network)))
         infos = await self._told(*(Call("getaddressinfo", (address,)) for _, address in places))
         for (outpoint, _), info in zip(places, infos, strict=True):
-            if self._rpc.read("getaddressinfo", _is_mine, info):
+            if self._rpc.read("getaddressinfo", is_mine, info):
                 parent = parents[outpoint.txid]
                 self._held[outpoint] = _Held(parent.outputs[outpoint.vout], parent)
 
@@ -497,9 +498,9 @@ class BitcoindWallet:
                 Call("getwalletinfo", fresh=True),
             )
             self._refuse_rescan(after)
-            before, now = (self._rpc.read("getwalletinfo", _block_of, one) for one in (info, after))
+            before, now = (self._rpc.read("getwalletinfo", wallet_block, one) for one in (info, after))
             if before == now:
-                return now[0], self._rpc.read("listunspent", _together, listed, young)
+                return now[0], self._rpc.read("listunspent", all_listed, listed, young)
         raise NotNow(f"{self._whose} moved while it was read", after=1.0)
 
     # ------------------------------------------------------------ locks
@@ -529,7 +530,7 @@ class BitcoindWallet:
 
     async def _locked(self) -> frozenset[Outpoint]:
         (told,) = await self._told(Call("listlockunspent", fresh=True))
-        return self._rpc.read("listlockunspent", _places, told)
+        return self._rpc.read("listlockunspent", places_in, told)
 
     async def _hold(
         self,
@@ -546,7 +547,7 @@ class BitcoindWallet:
             Call("listlockunspent", fresh=True),
             *(Call("gettxout", (coin.txid, coin.vout, True), True) for coin in coins),
         )
-        locked = self._rpc.read("listlockunspent", _places, told)
+        locked = self._rpc.read("listlockunspent", places_in, told)
         taken = locked | leases.held()
         refused = tuple(
             coin
@@ -601,9 +602,9 @@ class BitcoindWallet:
             yield
             return
         _, listed = await self._unspent()
-        free = self._rpc.read("listunspent", _places, listed)
+        free = self._rpc.read("listunspent", places_in, listed)
         (told,) = await self._told(Call("listunspent", {"minconf": 0, "maxconf": 0, "include_unsafe": False}))
-        free |= self._rpc.read("listunspent", _places, told)
+        free |= self._rpc.read("listunspent", places_in, told)
         kept = frozenset(avoid & free)
         lock_id = hashlib.sha256(b"left out" + b"".join(str(coin).encode() for coin in sorted(kept))).digest()
         await self._hold(leases, sorted(kept), lock_id, self._now() + _AVOIDED, kept)
@@ -674,7 +675,7 @@ class BitcoindWallet:
         if len(extra) == 1 and 0 <= change < len(tx.outputs) and tx.outputs[change] == extra[0]:
             address = script_to_address(extra[0].script, self._rpc.network)
             (info,) = await self._told(Call("getaddressinfo", (address,)))
-            ours = extra if self._rpc.read("getaddressinfo", _is_mine, info) else []
+            ours = extra if self._rpc.read("getaddressinfo", is_mine, info) else []
         if (
             any(count < 0 for count in rest.values())
             or extra != ours
@@ -780,97 +781,3 @@ class BitcoindWallet:
                     raise WrongUsage(f"nobody knows the output {outpoint}, which the PSBT spends")
                 prevouts[outpoint] = self._rpc.read("gettxout", txout_of, answer)
         return prevouts
-
-
-# ---------------------------------------------------------------- shapes of answers; all raise ValueError, TypeError or KeyError
-
-
-@dataclass(frozen=True, slots=True)
-class _Unspent:
-    outpoint: Outpoint
-    txout: TxOut
-    depth: int
-    redeem_script: bytes | None
-
-
-def _unspent_of(told: Any) -> _Unspent | None:
-    """A listed coin; None for one that is no single key's, or that the wallet cannot sign for."""
-    txout = TxOut(sats_of(told["amount"]), raw_of(told["scriptPubKey"]))
-    redeem = raw_of(told["redeemScript"]) if "redeemScript" in told else None
-    single = {
-        ScriptKind.P2WPKH: True,
-        ScriptKind.P2TR: True,
-        ScriptKind.P2SH: is_p2wpkh(redeem),
-        ScriptKind.P2PKH: _UNCOMPRESSED not in map(len, _keys(told.get("desc", ""))),
-    }.get(txout.kind, False)
-    if not single or not flag(told["spendable"]) or not flag(told["solvable"]):
-        return None
-    return _Unspent(outpoint_of(told), txout, whole(told["confirmations"]), redeem)
-
-
-def _together(listed: Any, young: Any) -> list[Any]:
-    known = _places(listed)
-    return items(listed) + [one for one in items(young) if outpoint_of(one) not in known]
-
-
-def _keys(descriptor: str) -> list[str]:
-    """The innermost argument of a descriptor, without its origin."""
-    inner = descriptor.rpartition("(")[2].partition(")")[0]
-    return [inner.rpartition("]")[2]]
-
-
-def _identity(listed: Any, network: Network) -> tuple[str, tuple[AddressType, ...]]:
-    """A public name out of the oldest descriptor, and the types of addresses that the wallet makes, best first."""
-    told = [(whole(one["timestamp"]), text(one["desc"]), one) for one in items(listed["descriptors"])]
-    oldest = min((when, desc) for when, desc, _ in told)[1].partition("#")[0] if told else ""
-    name = hashlib.sha256(f"{network.genesis_hash} {oldest}".encode()).hexdigest()[:16]
-    active = [(desc, flag(one.get("internal", False))) for _, desc, one in told if flag(one["active"])]
-    types: list[AddressType] = []
-    for kind in get_args(AddressType):
-        branches = {internal for desc, internal in active if desc.startswith(_DESCRIPTORS[kind])}
-        if False in branches:
-            types.append(kind)
-    return name, tuple(types)
-
-
-def _has_keys(info: Any) -> bool:
-    return flag(info["private_keys_enabled"]) and not flag(info.get("external_signer", False))
-
-
-def _signs_now(info: Any, now: float) -> bool:
-    return _has_keys(info) and ("unlocked_until" not in info or whole(info["unlocked_until"]) > now)
-
-
-def _block_of(info: Any) -> tuple[int, str]:
-    told = info["lastprocessedblock"]
-    return whole(told["height"]), hash_of(told["hash"])
-
-
-def _is_mine(info: Any) -> bool:
-    return flag(info["ismine"])
-
-
-def _places(told: Any) -> frozenset[Outpoint]:
-    return frozenset(outpoint_of(one) for one in items(told))
-
-
-def _index_of(info: Any) -> int:
-    path = text(info["hdkeypath"])
-    return int(path.rpartition("/")[2].rstrip("h'"))
-
-
-def _script_of(address: str, network: Network) -> bytes:
-    try:
-        return address_to_script(address, network)
-    except PeerMistake as exc:
-        raise ValueError("no address of this network") from exc
-
-
-def _tx_of(told: Any, txid: Txid) -> Tx:
-    try:
-        tx = Tx.parse(raw_of(told["hex"]))
-    except PeerMistake as exc:
-        raise ValueError("no transaction") from exc
-    if tx.txid != txid:
-        raise ValueError("another transaction")
-    return tx

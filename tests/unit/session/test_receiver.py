@@ -539,6 +539,19 @@ def test_less_than_five_minutes_are_too_late_for_channels(stage):
     assert actor.last(ev.ChannelsReleasing).next == "end"
 
 
+@pytest.mark.parametrize("stage", ["CheckedOriginal", "ProvisionalProposal", "PayjoinProposal"])
+def test_less_than_half_a_minute_is_too_late_for_a_plain_proposal(stage):
+    world = World()
+    actor = world.receiving()
+    actor.run(stage)
+    world.now = NOW + DAY - 31
+    actor.settle()
+    assert not actor.has(ev.ProposingStopped)
+    world.now += 2
+    actor.settle()
+    assert actor.last(ev.ProposingStopped).why == "too_late"
+
+
 def test_nothing_is_posted_once_the_reply_mailbox_may_be_pruned():
     world = World()
     actor = world.receiving(policy=ev.Policy(mailbox_ttl=3_600))
