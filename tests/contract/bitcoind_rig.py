@@ -1,6 +1,6 @@
 """A bitcoind on regtest of the tests' own, and the worlds around it that the contract suites ask for.
 
-Without a bitcoind on PATH the tests that need one skip by name; with PJV2_PEERS=required they fail instead.
+Without a bitcoind (on PATH, or from `make peers`) the tests that need one skip by name; with PJV2_PEERS=required they fail instead.
 """
 
 from __future__ import annotations

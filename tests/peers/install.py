@@ -33,6 +33,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -317,7 +318,41 @@ def make_crate(crate: str, version: str, features: str = "") -> Callable[[Place]
 
 
 def make_wrapper(place: Place) -> Mapping[str, Any]:
-    return cargo_install(place, ["--path", str(WRAPPER)], f"payjoin-mailroom-tls {MAILROOM}")
+    """Built with the very versions that payjoin-mailroom was published with: its lock file lies in the crate."""
+    cargo = tool("cargo", f"{place.name} is built with Rust, which")
+    source = place.work / "source"
+    shutil.rmtree(source, ignore_errors=True)
+    shutil.copytree(WRAPPER, source)
+    published = crate_directory(place, cargo, source, "payjoin-mailroom") / "Cargo.lock"
+    shutil.copyfile(published, source / "Cargo.lock")
+    resolve(place, cargo, source)  # adds the wrapper itself, and keeps every version that is locked
+    if (locked := package_versions(published)) != (kept := package_versions(source / "Cargo.lock")):
+        strange = sorted(f"{name} {version}" for name, version in kept - locked if name != place.name)
+        if strange:
+            raise CannotHave(f"{place.name} would be built with {', '.join(strange)}, which its reference was not")
+    return cargo_install(place, ["--path", str(source)], f"payjoin-mailroom-tls {MAILROOM}")
+
+
+def crate_directory(place: Place, cargo: str, source: Path, crate: str) -> Path:
+    """Where cargo unpacked a dependency of `source`."""
+    packages = json.loads(resolve(place, cargo, source))["packages"]
+    return next(Path(package["manifest_path"]).parent for package in packages if package["name"] == crate)
+
+
+def resolve(place: Place, cargo: str, source: Path) -> str:
+    done = subprocess.run(
+        [cargo, "metadata", "--format-version", "1", "--manifest-path", str(source / "Cargo.toml")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise CannotHave(f"cargo cannot resolve what {place.name} is made of: {done.stderr.strip()[-500:]}")
+    return done.stdout
+
+
+def package_versions(lock: Path) -> set[tuple[str, str]]:
+    return {(package["name"], package["version"]) for package in tomllib.loads(lock.read_text())["package"]}
 
 
 def cargo_install(place: Place, source: Sequence[str], told: str) -> Mapping[str, Any]:
@@ -345,7 +380,7 @@ def cargo_install(place: Place, source: Sequence[str], told: str) -> Mapping[str
 
 
 def plan() -> list[Step]:
-    sources = [WRAPPER / name for name in ("Cargo.toml", "Cargo.lock", "src/main.rs")]
+    sources = [WRAPPER / name for name in ("Cargo.toml", "src/main.rs")]
     wrapper = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
     return [
         Step(

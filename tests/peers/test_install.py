@@ -220,8 +220,7 @@ def test_a_silent_command_shows_signs_of_life(
 
 
 def test_the_wrapper_is_locked_to_what_the_reference_was_published_with() -> None:
-    lock = (install.WRAPPER / "Cargo.lock").read_text()
-    assert f'name = "payjoin-mailroom"\nversion = "{install.MAILROOM}"\nsource = "registry+' in lock
+    assert not (install.WRAPPER / "Cargo.lock").exists()  # the published one is taken out of the crate
     manifest = (install.WRAPPER / "Cargo.toml").read_text()
     assert f'payjoin-mailroom = {{ version = "={install.MAILROOM}"' in manifest
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import os
-import shutil
 import sys
 from typing import Any
 
@@ -17,10 +15,11 @@ from pjv2.lab.kernel import open_kernel
 from pjv2.psbt.tx import Psbt, Tx, TxOut
 from pjv2.testing import PaperWallet
 from pjv2.units import FeeRate, Instant
+from tests.peers.peers import find, missing_because, need, required
 
-PROGRAM = shutil.which("bitcoind")
+BITCOIND = find("bitcoind").path
 needs_bitcoind = pytest.mark.skipif(
-    PROGRAM is None and os.environ.get("PJV2_PEERS") != "required", reason="there is no bitcoind on PATH"
+    BITCOIND is None and not required(), reason=missing_because("bitcoind") or "there is one"
 )
 UNTIL: Instant = 4_000_000_000.0
 
@@ -51,7 +50,10 @@ def test_a_program_that_is_no_bitcoind_is_named(tmp_path: Any) -> None:
 
 
 @needs_bitcoind
-async def test_a_bitcoind_judges_blocks_scripts_and_reorganisations(no_kernel: None) -> None:
+async def test_a_bitcoind_judges_blocks_scripts_and_reorganisations(
+    no_kernel: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(need("bitcoind").parent), prepend=":")
     chain = LabChain()
     async with chain:
         wallet = PaperWallet(chain, seed=b"judged by bitcoind", kinds=("p2wpkh", "p2tr", "p2sh-p2wpkh", "p2pkh"))
