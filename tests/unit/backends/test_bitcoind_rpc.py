@@ -199,7 +199,6 @@ async def test_no_secret_is_in_a_repr_an_error_or_the_log(caplog):
         ([{"error": {"code": "x"}}], CannotRead, "JSON-RPC"),
         (["nonsense"], CannotRead, "JSON-RPC"),
     ],
-    ids=str,
 )
 async def test_a_bad_answer_is_an_error_of_ours_and_the_next_question_is_answered(trouble, kind, words):
     async with node_and_rpc({"a": 1}) as (node, rpc):
