@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
+from hashlib import sha256
 from typing import Any
 
 import pytest
@@ -16,18 +17,24 @@ from pjv2 import session as model
 from pjv2.errors import ReplyCode
 from pjv2.lab import audit as auditing
 from pjv2.lab.audit import BrokenPromise, Told, audit
+from pjv2.lab.chain import LabChain
+from pjv2.lab.httpd import HttpRequest
 from pjv2.lab.world import Party, World
 from pjv2.ports import Change, Record, SessionRow, Stored
 from pjv2.psbt.plan import ChannelOrder
 from pjv2.psbt.proposal import Funding
-from pjv2.psbt.tx import Psbt, PsbtInput, PsbtOutput, Tx, TxIn, TxOut
+from pjv2.psbt.tx import Psbt, Tx, TxOut
 from pjv2.psbt.verify import make_sent_original
 from pjv2.session import events as ev
+from pjv2.session.facts import ChainView
 from pjv2.testing.entropy import SeededEntropy
 from pjv2.testing.memory_mailroom import MemoryMailroom
 from pjv2.testing.memory_store import MemoryStore
+from pjv2.testing.paper_wallet import PaperWallet
 from pjv2.units import FeeRate, Network, Outpoint, SessionId
 from pjv2.wire.uri import parse_uri
+from tests.story.lab.kit import PAPER, Pair, both_pairs, unsigned
+from tests.story.lab.kit import spend as signed
 from tests.unit.session.world import PEERS, PLAN, Actor, kit
 from tests.unit.session.world import World as PaperWorld
 
@@ -43,14 +50,18 @@ async def world() -> AsyncIterator[World]:
     finally:
         for party in made.parties.values():
             await party.close()
+        if made.esplora is not None:
+            await made.esplora.stop()
         await made.chain.close()
 
 
-async def person(world: World, name: str, *coins: int, lightning: bool = False) -> Party:
+async def person(world: World, name: str, *coins: int, lightning: bool = False, pair: Pair = PAPER) -> Party:
     async def store(_: Party) -> MemoryStore:
         return MemoryStore(world.clock.now)
 
-    return await world.party(name, coins=coins, lightning=lightning, mailroom=lambda _: MemoryMailroom(), store=store)
+    return await world.party(
+        name, coins=coins, lightning=lightning, mailroom=lambda _: MemoryMailroom(), store=store, **pair.ports
+    )
 
 
 async def complaint(world: World) -> str:
@@ -62,13 +73,7 @@ async def complaint(world: World) -> str:
 
 async def spend(party: Party, outpoints: Sequence[Outpoint], outputs: Sequence[TxOut]) -> Tx:
     """A confirmed transaction of a party's own coins."""
-    prevouts = await party.world.chain.prevouts(outpoints)
-    psbt = Psbt(
-        Tx(2, 0, tuple(TxIn(outpoint) for outpoint in outpoints), tuple(outputs)),
-        tuple(PsbtInput(witness_utxo=prevouts[outpoint].txout) for outpoint in outpoints),
-        tuple(PsbtOutput() for _ in outputs),
-    )
-    tx = Psbt.parse(await party.wallet.sign(psbt.serialize(), outpoints)).extract()
+    tx = await signed(party, outpoints, outputs)
     result = await party.world.chain.broadcast(tx.raw)
     assert result.verdict == "accepted", result.reason
     await party.world.chain.mine()
@@ -96,8 +101,8 @@ def paper_receiver(stage: str) -> Actor:
 # ---------------------------------------------------------------- paid at most once
 
 
-async def payer_with_two_coins(world: World) -> tuple[Party, ev.SenderCreated]:
-    alice = await person(world, "alice", 80_000, 90_000)
+async def payer_with_two_coins(world: World, pair: Pair) -> tuple[Party, ev.SenderCreated]:
+    alice = await person(world, "alice", 80_000, 90_000, pair=pair)
     payee = PaperWorld()
     uri = parse_uri(payee.uri_for(kit_key(), int(payee.now) + 3_600))
     amount = uri.amount or 0
@@ -128,8 +133,9 @@ def kit_key() -> Any:
     return SecretKey(b"\x44" * 32)
 
 
-async def test_a_payer_who_paid_one_receiver_key_twice_is_found(world: World) -> None:
-    alice, created = await payer_with_two_coins(world)
+@both_pairs
+async def test_a_payer_who_paid_one_receiver_key_twice_is_found(world: World, pair: Pair) -> None:
+    alice, created = await payer_with_two_coins(world, pair)
     await audit(world)
     first, second = created.inputs
     values = [alice.funded[first], alice.funded[second]]
@@ -139,8 +145,9 @@ async def test_a_payer_who_paid_one_receiver_key_twice_is_found(world: World) ->
     assert "2 times" in await complaint(world)
 
 
-async def test_a_payer_who_took_his_second_coin_back_paid_once(world: World) -> None:
-    alice, created = await payer_with_two_coins(world)
+@both_pairs
+async def test_a_payer_who_took_his_second_coin_back_paid_once(world: World, pair: Pair) -> None:
+    alice, created = await payer_with_two_coins(world, pair)
     first, second = created.inputs
     await spend(alice, [first], [TxOut(alice.funded[first] - 500, kit.PAYEE)])
     home = (await alice.wallet.new_address()).script
@@ -151,8 +158,9 @@ async def test_a_payer_who_took_his_second_coin_back_paid_once(world: World) -> 
 # ---------------------------------------------------------------- satoshis
 
 
-async def test_satoshis_that_went_to_a_script_of_nobody_are_found(world: World) -> None:
-    bob = await person(world, "bob", 50_000)
+@both_pairs
+async def test_satoshis_that_went_to_a_script_of_nobody_are_found(world: World, pair: Pair) -> None:
+    bob = await person(world, "bob", 50_000, pair=pair)
     [coin] = bob.funded
     home = (await bob.wallet.new_address()).script
     tx = await spend(bob, [coin], [TxOut(20_000, home), TxOut(29_000, b"\x00\x14" + b"\x07" * 20)])
@@ -180,6 +188,64 @@ async def test_a_transaction_that_mixes_our_coins_with_strangers_is_found_becaus
     assert "satoshis" in found
 
 
+# ---------------------------------------------------------------- what a wallet counts
+
+
+class StandsStill:
+    """A chain source that tells of no transaction that it did not know when it was made."""
+
+    def __init__(self, chain: LabChain) -> None:
+        self._chain = chain
+        self._known = {entry.txid for height in range(chain.height + 1) for entry in chain.block(height).txs}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._chain, name)
+
+    async def view(self, *asked: Any) -> ChainView:
+        view = await self._chain.view(*asked)
+        return replace(view, txs=tuple(tx for tx in view.txs if tx.txid in self._known))
+
+
+async def told_nothing_more(party: Party, script: bytes) -> None:
+    """From now on the wallet hears nothing new about a script of its own."""
+    world = party.world
+    if isinstance(party.wallet, PaperWallet):
+        path = party.home / "wallet.json"
+        party.wallet = PaperWallet(
+            StandsStill(world.chain), seed=party.seed, network=Network.REGTEST, store_path=path, kinds=party.kinds
+        )
+        return
+    assert world.esplora is not None
+    path = f"/scripthash/{sha256(script).hexdigest()}/txs"
+    world.esplora.overrides[path] = await world.esplora.respond(HttpRequest("127.0.0.1", "GET", path, {}))
+
+
+@both_pairs
+async def test_a_coin_that_the_wallet_does_not_know_is_found(world: World, pair: Pair) -> None:
+    bob = await person(world, "bob", 30_000, pair=pair)
+    home = (await bob.wallet.new_address()).script
+    await told_nothing_more(bob, home)
+    await audit(world)
+    coin = await world.chain.fund(home, 50_000)
+    bob.funded[coin] = 50_000
+    found = await complaint(world)
+    assert f"bob: the wallet does not know its coin {coin} of 50000 sat" in found
+    assert "bob: the wallet counts 30000 sat, and the chain holds 80000 sat for it" in found
+
+
+@both_pairs
+async def test_a_coin_that_the_wallet_counts_and_that_is_spent_is_found(world: World, pair: Pair) -> None:
+    bob = await person(world, "bob", pair=pair)
+    home = (await bob.wallet.new_address()).script
+    coin = await world.chain.fund(home, 50_000)
+    bob.funded[coin] = 50_000
+    await audit(world)
+    await told_nothing_more(bob, home)
+    world.strangers.add(kit.PAYEE)
+    await spend(bob, [coin], [TxOut(49_000, kit.PAYEE)])
+    assert await complaint(world) == "bob: the wallet counts 50000 sat, and the chain holds 0 sat for it"
+
+
 # ---------------------------------------------------------------- channels
 
 
@@ -193,12 +259,7 @@ async def channel(world: World, bob: Party, memo: str, value: int = 80_000) -> t
     [coin] = bob.funded
     change = (await bob.wallet.new_address(change=True)).script
     outputs = (TxOut(value, reserved.script), TxOut(bob.funded[coin] - value - 500, change))
-    prevouts = await world.chain.prevouts([coin])
-    psbt = Psbt(
-        Tx(2, 0, (TxIn(coin),), outputs),
-        (PsbtInput(witness_utxo=prevouts[coin].txout),),
-        (PsbtOutput(), PsbtOutput()),
-    )
+    psbt = await unsigned(bob, [coin], outputs)
     await bob.node.secure(id, psbt.serialize(), psbt.tx.txid, Funding(0, 0, value, reserved.script))
     tx = Psbt.parse(await bob.wallet.sign(psbt.serialize(), [coin])).extract()
     return tx, Outpoint(tx.txid, 0)
@@ -297,21 +358,29 @@ async def peer_of_a_closed_session(bob: Party) -> str:
     return f"is in use by the closed session {session}"
 
 
-async def lock_of_nobody(bob: Party) -> str:
-    [coin] = bob.funded
-    assert await bob.wallet.lock([coin], b"\x02" * 32, FAR) == ()
-    return f"bob: the wallet still locks {coin}, and no session uses it"
-
-
-@pytest.mark.parametrize("broken", [coin_of_a_closed_session, peer_of_a_closed_session, lock_of_nobody])
+@pytest.mark.parametrize("broken", [coin_of_a_closed_session, peer_of_a_closed_session])
 async def test_what_nobody_uses_any_more_and_is_still_held_is_found(world: World, broken: Breaks) -> None:
     bob = await person(world, "bob", 50_000)
     await audit(world)
     assert await broken(bob) in await complaint(world)
 
 
-async def test_what_an_open_session_holds_is_no_finding(world: World) -> None:
-    bob = await person(world, "bob", 50_000)
+@both_pairs
+async def test_a_lock_that_no_session_knows_is_found_until_it_ends(world: World, pair: Pair) -> None:
+    bob = await person(world, "bob", 50_000, pair=pair)
+    [coin] = bob.funded
+    assert await bob.wallet.lock([coin], b"\x02" * 32, world.clock.now() + 600) == ()
+    finding = f"bob: the wallet still locks {coin}, and no session uses it"
+    assert await complaint(world) == finding
+    await bob.restart()
+    assert await complaint(world) == finding
+    world.clock.skip(601)
+    await audit(world)
+
+
+@both_pairs
+async def test_what_an_open_session_holds_is_no_finding(world: World, pair: Pair) -> None:
+    bob = await person(world, "bob", 50_000, pair=pair)
     [coin] = bob.funded
     assert await bob.wallet.lock([coin], b"\x02" * 32, FAR) == ()
     await keep(bob, PaperWorld().receiver().events, take_coins=(coin,), take_peers=(PEERS[0],))

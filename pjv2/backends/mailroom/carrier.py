@@ -71,7 +71,12 @@ class ReqwestCarrier:
     """The default: Rust's reqwest, HTTP/2 where a TLS relay offers it."""
 
     def __init__(
-        self, *, ca_file: Path | None = None, proxy: str | None = None, source_address: str | None = None
+        self,
+        *,
+        ca_file: Path | None = None,
+        proxy: str | None = None,
+        source_address: str | None = None,
+        http2: bool = True,
     ) -> None:
         builder = (
             ClientBuilder()
@@ -84,7 +89,7 @@ class ReqwestCarrier:
             .zstd(False)
             .deflate(False)
             .user_agent("")
-            .http2(True)
+            .http2(http2)
             # A connection that died silently would otherwise swallow one poll after another.
             .http2_keep_alive_interval(timedelta(seconds=20))
             .http2_keep_alive_timeout(timedelta(seconds=10))

@@ -285,11 +285,20 @@ class HttpMailroom:
     async def bip78(self, url: str, body: bytes, *, session: SessionId) -> ServerReply:
         """Send an Original to the payee's own server; he learns our address, unless a proxy is configured. Raises NotNow."""
         await self._begin()
-        async with self._carrier(session) as carrier:
-            try:
-                answer = await carrier.post(url, _PLAIN_TEXT, body, BIP78_READ_TIMEOUT, MAX_BIP78_BYTES)
-            except CarrierTrouble as exc:
-                raise NotNow(f"the payee's server {exc.trouble.value}, or its certificate is not trusted") from exc
+        carrier = self._shared
+        if carrier is None:
+            proxy = None if self._socks is None else self._socks.url(self._isolate(session))
+            # Small servers offer HTTP/2 and speak the first only (the reference's own does); one request gains nothing by it.
+            carrier = ReqwestCarrier(
+                ca_file=self._ca_file, proxy=proxy, source_address=self._source_address, http2=False
+            )
+        try:
+            answer = await carrier.post(url, _PLAIN_TEXT, body, BIP78_READ_TIMEOUT, MAX_BIP78_BYTES)
+        except CarrierTrouble as exc:
+            raise NotNow(f"the payee's server {exc.trouble.value}, or its certificate is not trusted") from exc
+        finally:
+            if carrier is not self._shared:
+                await carrier.close()
         if len(answer.body) > MAX_BIP78_BYTES:
             raise NotNow("the payee's server answered with more than a proposal can hold")
         return ServerReply(answer.status, answer.body)

@@ -11,9 +11,12 @@ when a session has written down what the story waits for. Nobody sleeps.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import shutil
 import sqlite3
+import time
+import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
@@ -24,16 +27,18 @@ from typing import Any
 
 from pjv2 import session as model
 from pjv2 import start
+from pjv2.backends.files import TurnLock
 from pjv2.driver import Driver
 from pjv2.errors import PayjoinError
 from pjv2.lab.audit import BrokenPromise, audit
 from pjv2.lab.world import LAB_PACE, Party, World
-from pjv2.ports import Stored
+from pjv2.ports import Stored, Wallet
 from pjv2.psbt.plan import ChannelOrder
 from pjv2.session.events import Policy
 from pjv2.testing.entropy import SeededEntropy
 from pjv2.testing.memory_mailroom import MemoryMailroom
 from pjv2.units import FeeRate, Network, SessionId
+from tests.story.lab.kit import PAPER, Pair, wallet_files
 
 PACE = replace(LAB_PACE, watch=0.5, retry=0.05, retry_max=0.2, node_timer=60.0)
 """Nobody waits half a second: whenever the chain moved, nature moves the clock to the next look at it."""
@@ -249,6 +254,14 @@ class Person:
     crashes: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """Where older copies lie: of the database, and of the folder with the wallet's files."""
+
+    database: Path
+    wallet: Path
+
+
 Told = Callable[["Play", str, str], Awaitable[None]]
 
 
@@ -270,6 +283,9 @@ class Play:
 
     victim: str = "bob"
     armed: str | None = None
+    pair: Pair = PAPER
+    both: bool = True
+    """Whether both have this pair; else who is not stopped has a wallet on paper."""
     channels: int = 0
     policy: Policy = field(default_factory=Policy)
     witnesses: tuple[str, ...] = ("bob", "alice")
@@ -280,14 +296,14 @@ class Play:
     """Seconds to wait before the audit."""
     http: bool = False
     backups: bool = False
-    """Keep a copy of Bob's database from before each append: `copies[label]`."""
+    """Keep a copy of the victim's disk from before each append: `copies[label]`."""
 
     world: World = field(init=False)
     people: dict[str, Person] = field(init=False, default_factory=dict)
     uri: asyncio.Future[str] = field(init=False)
     seen: set[tuple[str, str]] = field(init=False, default_factory=set)
     told: list[tuple[str, str]] = field(init=False, default_factory=list)
-    copies: dict[str, Path] = field(init=False, default_factory=dict)
+    copies: dict[str, Copy] = field(init=False, default_factory=dict)
     revive: Callable[[Person], Awaitable[None]] | None = None
     watch: Callable[[Person, model.State], None] | None = None
     two_contents: bool = False
@@ -303,7 +319,14 @@ class Play:
         make = None if self.http else (lambda _party: PostOffice(self.mailroom, self.world))
         for name, coins in (("bob", (200_000, 180_000)), ("alice", (500_000, 300_000))):
             lightning = name == "bob" and self.channels > 0
-            party = await self.world.party(name, coins=coins, lightning=lightning, pace=PACE, mailroom=make)
+            party = await self.world.party(
+                name,
+                coins=coins,
+                lightning=lightning,
+                pace=PACE,
+                mailroom=make,
+                **(self.pair if self.both or name == self.victim else PAPER).ports,
+            )
             begin = self._ask if name == "bob" else self._pay
             armed = self.armed if name == self.victim else None
             self.people[name] = Person(party, begin, Switch(armed))
@@ -350,7 +373,7 @@ class Play:
         )
         return payment.session
 
-    def driver(self, person: Person, switch: Switch | None = None) -> Driver:
+    def driver(self, person: Person, switch: Switch | None = None, wallet: Wallet | None = None) -> Driver:
         party = person.party
 
         async def stored(answer: Any, change: Any) -> None:
@@ -364,14 +387,22 @@ class Play:
         ports = watched_ports(
             switch or person.switch,
             store=_Copying(self, person) if self.backups and party.name == self.victim else party.store,
-            wallet=party.wallet,
-            chain=self.world.chain,
+            wallet=wallet or party.wallet,
+            chain=party.chain,
             mailroom=party.mailroom,
             channels=party.node,
             stored=stored,
             sent=sent,
         )
         return party.make_driver(**ports)
+
+    async def another_wallet(self, person: Person) -> Wallet:
+        """The wallet as a second process has it: another object on the same file, where the kind can do that."""
+        if not self.pair.shared:
+            return person.party.wallet  # type: ignore[no-any-return]  # a wallet of this kind
+        wallet: Wallet = await person.party.another_wallet()
+        self._stack.push_async_callback(wallet.close)
+        return wallet
 
     async def live(self, name: str, until: Callable[[model.State], bool] = model.is_closed) -> model.State:
         """Drive one person's session to its end, through every crash."""
@@ -401,18 +432,12 @@ class Play:
         if self.revive is not None:
             await self.revive(person)
         else:
-            await person.party.restart()
+            await reopen(person.party)
         if owner is not None:
             await person.party.store.release(*owner)
 
     async def together(self, *names: str) -> None:
-        tasks = [asyncio.create_task(self.live(name)) for name in names]
-        try:
-            await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        await side_by_side(*(self.live(name) for name in names))
 
     # ------------------------------------------------------------ nature
 
@@ -464,8 +489,19 @@ class Play:
                 raise
 
 
+async def side_by_side(*acts: Awaitable[object]) -> None:
+    """All of them to their ends, or none of them any further."""
+    tasks = [asyncio.ensure_future(act) for act in acts]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
 class _Copying:
-    """A store that keeps a copy of its database file from before each kind of append: what a power cut can throw it back to."""
+    """A store that keeps a copy of the disk from before each kind of append: what a power cut or a backup can throw it back to."""
 
     def __init__(self, play: Play, person: Person) -> None:
         self._play = play
@@ -477,7 +513,9 @@ class _Copying:
     async def append(self, change: Any) -> Any:
         label = _change(change)
         if label not in self._play.copies:
-            self._play.copies[label] = copy_database(self._person.party, f"before-{len(self._play.copies)}")
+            name = f"before-{len(self._play.copies)}"
+            party = self._person.party
+            self._play.copies[label] = Copy(copy_database(party, name), copy_wallet(party, f"{name}-wallet"))
         return await self._person.party.store.append(change)
 
 
@@ -497,13 +535,34 @@ def copy_database(party: Party, name: str) -> Path:
     return target
 
 
-async def restore_database(party: Party, copy: Path) -> None:
-    """The installation starts again, and its database is the older copy."""
+def copy_wallet(party: Party, name: str) -> Path:
+    """The wallet's files as they lie on disk between two of its turns, in a folder of their own."""
+    target = party.home / name
+    target.mkdir(mode=0o700)
+    with contextlib.ExitStack() as stack:
+        if (turn := party.home / "wallet.sqlite.lock").exists():
+            stack.enter_context(TurnLock(turn).held(time.monotonic() + PATIENCE))
+        for file in wallet_files(party.home):
+            shutil.copy2(file, target)
+    return target
+
+
+async def reopen(party: Party, *, older_database: Path | None = None, older_wallet: Path | None = None) -> None:
+    """The installation starts again, from what its disk held in the moment of death, or from older copies of that.
+
+    What the dead process's objects still write when they are let go of is undone: a dead process lets go of nothing.
+    """
+    left = copy_wallet(party, f"left-{uuid.uuid4().hex}")
     await party.close()
-    for suffix in ("", "-wal", "-shm"):
-        database(party).with_name(database(party).name + suffix).unlink(missing_ok=True)
-    shutil.copy(copy, database(party))
-    database(party).chmod(0o600)
+    for file in wallet_files(party.home):
+        file.unlink()
+    for file in (older_wallet or left).iterdir():
+        shutil.copy2(file, party.home)
+    if older_database is not None:
+        for suffix in ("", "-wal", "-shm"):
+            database(party).with_name(database(party).name + suffix).unlink(missing_ok=True)
+        shutil.copy(older_database, database(party))
+        database(party).chmod(0o600)
     await party.start()
 
 

@@ -1,18 +1,19 @@
-"""A receiver as a process of its own, and a chain over a socket: a JSON object per line, a call in, an answer out.
+"""A receiver as a process of its own: everything from its disk, the directory behind the real relays, the chain in the test's process.
 
-The chain lives in the test's process; everything else of the receiver is on its disk, or behind the real relays.
+A wallet on paper has the chain over a socket: a JSON object per line, a call in, an answer out. BDK has it over Esplora.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
 from pjv2 import session as model
+from pjv2.backends.chain.esplora import EsploraChain
 from pjv2.backends.channel.rehearsal import RehearsalNode
 from pjv2.backends.mailroom import HttpMailroom, Service
 from pjv2.backends.store.sql import SqlStore
@@ -20,13 +21,15 @@ from pjv2.backends.system import SystemClock, SystemEntropy
 from pjv2.driver import Driver
 from pjv2.errors import NotNow
 from pjv2.lab.chain import LabChain
-from pjv2.lab.world import Diary
+from pjv2.lab.world import Diary, bdk_home_wallet
+from pjv2.ports import Stored
 from pjv2.psbt.original import Prevout, Suitability
 from pjv2.psbt.tx import TxOut
 from pjv2.session.facts import BroadcastResult, ChainTx, ChainView, Tip
 from pjv2.testing.paper_wallet import PaperWallet
 from pjv2.units import FeeRate, Network, Outpoint, Txid
 from tests.story.crash.kit import PACE, Switch, watched_ports
+from tests.story.lab.kit import BDK
 
 CLAIM = 0.5
 """Seconds: what a dead process leaves behind lapses before anybody gets impatient."""
@@ -36,8 +39,8 @@ PROCESS_PACE = replace(PACE, watch=0.05, claim=CLAIM)
 # ---------------------------------------------------------------- the chain over a socket
 
 
-async def serve(chain: LabChain, saw: Callable[[Txid], Awaitable[None]]) -> asyncio.Server:
-    """`chain` on a port of the loopback; `saw` is told which unconfirmed transactions a client was shown."""
+async def serve(chain: LabChain) -> asyncio.Server:
+    """`chain` on a port of the loopback."""
 
     async def answer(call: str, args: list[Any]) -> Any:
         match call, args:
@@ -61,9 +64,6 @@ async def serve(chain: LabChain, saw: Callable[[Txid], Awaitable[None]]) -> asyn
                     frozenset(bytes.fromhex(script) for script in scripts),
                     since,
                 )
-                for tx in view.txs:
-                    if tx.height is None:
-                        await saw(tx.txid)
                 txs = [[tx.txid, tx.raw.hex(), tx.height] for tx in view.txs]
                 return [astuple(view.tip), txs, view.rate.sat_per_kwu, view.economy_rate.sat_per_kwu]
             case "broadcast", [tx]:
@@ -149,9 +149,11 @@ class SocketChain:
 
 
 async def live(home: Path, end: Callable[[], None]) -> None:
-    """Drive the session of `orders.json` to its end, or to the point where `end` ends the process."""
+    """Drive the session of `orders.json` to its end, or to the point where `end` ends the process.
+
+    On stdout it names every event that became durable, a line each.
+    """
     orders = json.loads((home / "orders.json").read_text())
-    chain = SocketChain(orders["chain"])
     store = await SqlStore.open(f"sqlite:///{home / 'pjv2.sqlite'}")
     seed = bytes.fromhex(orders["seed"])
     clock, entropy = SystemClock(), SystemEntropy()
@@ -162,12 +164,18 @@ async def live(home: Path, end: Callable[[], None]) -> None:
         clock=clock,
         rng=entropy,
     )
-    wallet = PaperWallet(chain, seed=seed, network=Network.REGTEST, store_path=home / "wallet.json", kinds=("p2wpkh",))
+    chain, wallet = await opened(home, orders, seed)
     node = None
     if orders["lightning"]:
         node = RehearsalNode.open(home / "node", chain, seed=seed, peers=home.parent / "peers")
     ports = watched_ports(
-        Switch(orders["armed"], end=end), store=store, wallet=wallet, chain=chain, mailroom=mailroom, channels=node
+        Switch(orders["armed"], end=end),
+        store=store,
+        wallet=wallet,
+        chain=chain,
+        mailroom=mailroom,
+        channels=node,
+        stored=stored,
     )
     driver = Driver(**ports, clock=clock, entropy=entropy, notify=Diary(), pace=PROCESS_PACE)
     while True:
@@ -178,4 +186,21 @@ async def live(home: Path, end: Callable[[], None]) -> None:
             await clock.sleep(CLAIM / 5)
     await mailroom.close()
     await store.close()
+    await wallet.close()
     await chain.close()
+
+
+async def stored(answer: Any, change: Any) -> None:
+    if isinstance(answer, Stored):
+        for record in change.records:
+            print(record.name, flush=True)
+
+
+async def opened(home: Path, orders: Mapping[str, Any], seed: bytes) -> tuple[Any, Any]:
+    """The chain source and the wallet."""
+    if orders["pair"] == BDK.name:
+        chain = EsploraChain(orders["chain"], network=Network.REGTEST)
+        return chain, await bdk_home_wallet(home, orders["chain"], seed)
+    socket = SocketChain(orders["chain"])
+    path = home / "wallet.json"
+    return socket, PaperWallet(socket, seed=seed, network=Network.REGTEST, store_path=path, kinds=("p2wpkh",))

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
+import os
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
-import pytest
 from _pytest.mark import ParameterSet
 
 from pjv2.session.events import Policy
 from pjv2.session.needs import Cancel
 from pjv2.start import FUND_LEASE
-from tests.story.crash.kit import PAST_DEADLINE, Ending, Play, Told, play_out
+from tests.story.crash.kit import PAST_DEADLINE, Ending, Play, Told, play_out, side_by_side
+from tests.story.lab.kit import BDK, PAPER, Pair
+
+WHOLE = os.environ.get("PJV2_CRASH") == "whole"
+"""Both are on BDK, and stopped at every point. Without it who is not stopped is on paper, and the stories beside the main ones stop
+on BDK at effects only: their events are the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,8 @@ class Story:
     held_until: str = ""
     points: tuple[str, ...] = ()
     """Every point of the victim's process, in no binding order."""
+    races: tuple[str, ...] = ()
+    """Points that pass by or do not: another process's command decides it, by when it is read."""
     since: str = ""
     """Stop at the points from this one on: those before it are another story's."""
     otherwise: Mapping[str, Ending] = field(default_factory=dict)
@@ -37,10 +43,12 @@ class Story:
     lapses: Mapping[str, float] = field(default_factory=dict)
     """Where something of the dead process ends by itself, after so many seconds."""
 
-    def play(self, armed: str | None = None) -> Play:
+    def play(self, armed: str | None = None, pair: Pair = PAPER) -> Play:
         return Play(
             victim=self.victim,
             armed=armed,
+            pair=pair,
+            both=armed is None or WHOLE,
             channels=self.channels,
             policy=self.policy,
             witnesses=self.witnesses,
@@ -55,25 +63,46 @@ class Story:
         return tuple(f"{when} {point}" for point in self.points[first:] for when in ("before", "after"))
 
 
-async def stopped_once(story: Story, stop: str) -> None:
+async def stopped_once(story: Story, stop: str, pair: Pair) -> None:
     """Stop the victim there, start it again: the same ending, or the one that is permitted there; audit clean."""
-    play = story.play(stop)
+    play = story.play(stop, pair)
     ending = await play_out(play, story.act)
     crashes = play.people[story.victim].crashes
     assert crashes == 1, f"{story.name}: the process was to be stopped {stop}, and was stopped {crashes} times"
     assert ending == story.otherwise.get(stop, story.ending), f"{story.name}, stopped {stop}"
 
 
-async def undisturbed(story: Story) -> None:
+async def undisturbed(story: Story, pair: Pair) -> None:
     """Nothing is stopped; and the points that pass by are the ones that are stopped at, no more and no fewer."""
-    play = story.play()
+    play = story.play(pair=pair)
     assert await play_out(play, story.act) == story.ending
-    assert sorted(play.people[story.victim].switch.points) == sorted(story.points)
+    passed = [point for point in play.people[story.victim].switch.points if point not in story.races]
+    assert sorted(passed) == sorted(story.points)
     assert set(story.otherwise) | set(story.lapses) <= set(story.stops)
 
 
+def is_effect(point: str) -> bool:
+    """Whether it touches the world outside of the log."""
+    return not point.startswith(("append", "create"))
+
+
+def tells_all(story: Story) -> bool:
+    """Whether a story is told on BDK from end to end."""
+    return WHOLE or story in (CHANNELS, SENDER)
+
+
+def whole_tales(*stories: Story) -> list[ParameterSet]:
+    return [pair.case(story, id=story.name) for pair in (PAPER, BDK) for story in stories]
+
+
 def stops(*stories: Story) -> list[ParameterSet]:
-    return [pytest.param(story, stop, id=f"{story.name}, {stop}") for story in stories for stop in story.stops]
+    return [
+        pair.case(story, stop, id=f"{story.name}, {stop}")
+        for pair in (PAPER, BDK)
+        for story in stories
+        for stop in story.stops
+        if pair is PAPER or tells_all(story) or is_effect(stop.partition(" ")[2])
+    ]
 
 
 async def both(play: Play) -> None:
@@ -86,7 +115,7 @@ async def silent_payer(play: Play) -> None:
     async def hand_over() -> None:
         await play.live("alice", lambda state: state.stage == "PollingForProposal")
 
-    await _side_by_side(play.live("bob"), hand_over())
+    await side_by_side(play.live("bob"), hand_over())
     await play.live("alice")
 
 
@@ -95,16 +124,6 @@ async def silent_receiver(play: Play) -> None:
     play.bob.session = await play.bob.begin(play.driver(play.bob))
     await play.live("alice")
     await play.live("bob")
-
-
-async def _side_by_side(*acts: Awaitable[object]) -> None:
-    tasks = [asyncio.ensure_future(act) for act in acts]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def deadline_after_post(play: Play, name: str, event: str) -> None:
@@ -149,6 +168,8 @@ def points(*names: str) -> tuple[str, ...]:
     return tuple(" ".join(part.split()) for part in text.split("|"))
 
 
+WITH_CHANNELS = ("connect | connect (2)", "start", "original", "channels")
+"""Up to the proposal."""
 PLAIN_INSTEAD = Ending("Paid", "Paid", 0)
 """session-model.md 2.1, SecuringChannels: a worker without the memory secures what the node lists for all of T, else pays plainly."""
 
@@ -165,7 +186,7 @@ CHANNELS = Story(
     both,
     Ending("Paid", "Paid", 2),
     channels=2,
-    points=points("connect | connect (2)", "start", "original", "channels", "post", "seen", "end"),
+    points=points(*WITH_CHANNELS, "post", "seen", "end"),
     otherwise={
         "after append ProposalDrafted": PLAIN_INSTEAD,
         "before secure": PLAIN_INSTEAD,
@@ -182,10 +203,7 @@ FALLBACK = Story(
     witnesses=("bob",),
     on=deadline_after_post,
     points=points(
-        "connect | connect (2)",
-        "start",
-        "original",
-        "channels",
+        *WITH_CHANNELS,
         "post",
         "append ExpiryPassed",
         "fallback",
@@ -229,16 +247,14 @@ CANCELLED = Story(
     on=cancel_when_secured,
     held_until="ChannelsReleased",
     points=points(
-        "connect | connect (2)",
-        "start",
-        "original",
-        "channels",
+        *WITH_CHANNELS,
         "append ChannelsReleasing | GET reply",
         "fallback",
         "clear",
         "seen",
         "end",
     ),
+    races=("sign",),
     since="append ChannelsSecured",
 )
 WAY_OUT = Story(
@@ -251,10 +267,7 @@ WAY_OUT = Story(
     witnesses=("bob",),
     on=blocks_after_post,
     points=points(
-        "connect | connect (2)",
-        "start",
-        "original",
-        "channels",
+        *WITH_CHANNELS,
         "post",
         "sign (2) | append WayOutBroadcasting | broadcast",
         "seen",

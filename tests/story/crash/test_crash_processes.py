@@ -11,6 +11,8 @@ import pytest
 
 from tests.story.crash.kit import PATIENCE, Ending, Play, play_out
 from tests.story.crash.process import serve
+from tests.story.crash.stories import WHOLE
+from tests.story.lab.kit import BDK, PAPER, Pair
 
 ROOT = Path(__file__).parents[3]
 KILLED = 137
@@ -38,9 +40,6 @@ async def die_and_live(play: Play, deaths: tuple[str, ...]) -> None:
     world, bob = play.world, play.bob
     seen = asyncio.Event()
 
-    async def saw(_txid: str) -> None:
-        seen.set()
-
     async def blocks() -> None:
         await play.alice.party.diary.until("Seen", seconds=PATIENCE)
         await seen.wait()
@@ -49,11 +48,13 @@ async def die_and_live(play: Play, deaths: tuple[str, ...]) -> None:
 
     bob.session = await bob.begin(play.driver(bob))
     await bob.party.close()
-    server = await serve(world.chain, saw)
+    server = await serve(world.chain)
+    port = server.sockets[0].getsockname()[1]
     orders = {
         "session": bob.session,
+        "pair": play.pair.name,
         "seed": bob.party.seed.hex(),
-        "chain": server.sockets[0].getsockname()[1],
+        "chain": (await world.serve_chain()).url if play.pair is BDK else port,
         "relays": [relay.url for relay in world.relays],
         "directory": world.directory.url,
         "lightning": bob.party.lightning,
@@ -63,9 +64,15 @@ async def die_and_live(play: Play, deaths: tuple[str, ...]) -> None:
         for armed in (*deaths, None):
             (bob.party.home / "orders.json").write_text(json.dumps({**orders, "armed": armed}))
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "tests.story.crash.interpreter", "receive", str(bob.party.home)), cwd=ROOT
+                *(sys.executable, "-m", "tests.story.crash.interpreter", "receive", str(bob.party.home)),
+                cwd=ROOT,
+                stdout=asyncio.subprocess.PIPE,
             )
+            assert process.stdout is not None
             try:
+                async for line in process.stdout:
+                    if line == b"Seen\n":
+                        seen.set()
                 code = await process.wait()
             except asyncio.CancelledError:
                 process.kill()
@@ -85,11 +92,17 @@ async def die_and_live(play: Play, deaths: tuple[str, ...]) -> None:
         await bob.party.start()
 
 
-@pytest.mark.parametrize(
-    ("channels", "deaths"), [(0, PLAIN_DEATHS), (2, CHANNEL_DEATHS)], ids=["plain", "with channels"]
-)
+CASES = [
+    pair.case(channels, deaths, id=id)
+    for pair in (PAPER, BDK)
+    for channels, deaths, id in ((0, PLAIN_DEATHS, "plain"), (2, CHANNEL_DEATHS, "with channels"))
+    if pair is PAPER or channels or WHOLE
+]
+
+
+@pytest.mark.parametrize(("channels", "deaths", "pair"), CASES)
 async def test_a_process_that_dies_again_and_again_is_paid_as_if_it_had_lived(
-    channels: int, deaths: tuple[str, ...]
+    channels: int, deaths: tuple[str, ...], pair: Pair
 ) -> None:
-    play = Play(channels=channels, http=True, witnesses=("nobody",))
+    play = Play(pair=pair, channels=channels, http=True, witnesses=("nobody",))
     assert await play_out(play, lambda play: die_and_live(play, deaths)) == Ending("Paid", "Paid", channels)

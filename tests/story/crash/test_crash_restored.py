@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from _pytest.mark import ParameterSet
 
 from pjv2 import session as model
 from pjv2.session.monitor import LEASE
 from tests.story.crash.interpreter import digest
-from tests.story.crash.kit import PAST_DEADLINE, Ending, Person, Play, copy_database, play_out, restore_database
-from tests.story.crash.stories import CANCELLED, CHANNELS, PLAIN, SENDER, WAY_OUT, Story
+from tests.story.crash.kit import PAST_DEADLINE, Ending, Person, Play, copy_database, play_out, reopen
+from tests.story.crash.stories import CANCELLED, CHANNELS, PLAIN, SENDER, WAY_OUT, WHOLE, Story, tells_all
+from tests.story.lab.kit import BDK, PAPER, Pair
 
 ROOT = Path(__file__).parents[3]
 
@@ -78,14 +80,21 @@ async def test_a_new_interpreter_tells_the_same_state_after_every_event(story: S
 # ---------------------------------------------------------------- the end of the log is lost
 
 
-async def lose(story: Story, lost: str, then: str, otherwise: Mapping[str, Ending]) -> None:
-    """Event `lost` was stored and what follows it was done; then the power went, and the database had never synced it."""
-    play = story.play(f"before append {then}")
+async def lose(
+    story: Story, lost: str, then: str, pair: Pair, otherwise: Mapping[str, Ending], *, wallet: bool = False
+) -> None:
+    """Event `lost` was stored and what follows it was done; then the power went, and the database had never synced it.
+
+    With `wallet` the whole disk came back from a copy of that moment, the wallet's files, too.
+    """
+    play = story.play(f"before append {then}", pair)
     play.backups = True
     play.on = _deadline_when_found
 
     async def revive(person: Person) -> None:
-        await restore_database(person.party, play.copies[lost])
+        copy = play.copies[lost]
+        older = copy.wallet if wallet else None
+        await reopen(person.party, older_database=copy.database, older_wallet=older)
 
     play.revive = revive
     play.two_contents = lost in ("OriginalPosting", "ProposalPosting")
@@ -108,6 +117,15 @@ def tails(story: Story) -> list[tuple[str, str]]:
     return list(pairwise(appends))
 
 
+def losses(story: Story, pairs: tuple[Pair, ...] = (PAPER, BDK)) -> list[ParameterSet]:
+    return [
+        pair.case(*tail, id="-".join(tail))
+        for pair in pairs
+        if pair is PAPER or tells_all(story)
+        for tail in tails(story)
+    ]
+
+
 LOST_WITH_CHANNELS: Mapping[str, Ending] = {
     # The ids of the reservations are lost, and the peers keep their only slots for them: the attempt fails, the payment does not.
     "ChannelsIntended": Ending("Paid", "Paid", 0),
@@ -116,19 +134,33 @@ LOST_WITH_CHANNELS: Mapping[str, Ending] = {
 }
 
 
-@pytest.mark.parametrize(("lost", "then"), tails(PLAIN))
-async def test_a_plain_receiver_survives_the_loss_of_its_last_event(lost: str, then: str) -> None:
-    await lose(PLAIN, lost, then, {})
+@pytest.mark.parametrize(("lost", "then", "pair"), losses(PLAIN))
+async def test_a_plain_receiver_survives_the_loss_of_its_last_event(lost: str, then: str, pair: Pair) -> None:
+    await lose(PLAIN, lost, then, pair, {})
 
 
-@pytest.mark.parametrize(("lost", "then"), tails(CHANNELS))
-async def test_a_receiver_with_channels_survives_the_loss_of_its_last_event(lost: str, then: str) -> None:
-    await lose(CHANNELS, lost, then, LOST_WITH_CHANNELS)
+@pytest.mark.parametrize(("lost", "then", "pair"), losses(CHANNELS))
+async def test_a_receiver_with_channels_survives_the_loss_of_its_last_event(lost: str, then: str, pair: Pair) -> None:
+    await lose(CHANNELS, lost, then, pair, LOST_WITH_CHANNELS)
 
 
-@pytest.mark.parametrize(("lost", "then"), tails(SENDER))
-async def test_a_sender_survives_the_loss_of_its_last_event(lost: str, then: str) -> None:
-    await lose(SENDER, lost, then, {})
+@pytest.mark.parametrize(("lost", "then", "pair"), losses(SENDER))
+async def test_a_sender_survives_the_loss_of_its_last_event(lost: str, then: str, pair: Pair) -> None:
+    await lose(SENDER, lost, then, pair, {})
+
+
+@pytest.mark.parametrize(("lost", "then", "pair"), losses(CHANNELS, pairs=(BDK,)))
+async def test_a_receiver_survives_the_loss_of_its_last_event_and_of_what_its_wallet_wrote_since(
+    lost: str, then: str, pair: Pair
+) -> None:
+    await lose(CHANNELS, lost, then, pair, LOST_WITH_CHANNELS, wallet=True)
+
+
+@pytest.mark.parametrize(("lost", "then", "pair"), losses(SENDER, pairs=(BDK,)))
+async def test_a_sender_survives_the_loss_of_its_last_event_and_of_what_its_wallet_wrote_since(
+    lost: str, then: str, pair: Pair
+) -> None:
+    await lose(SENDER, lost, then, pair, {}, wallet=True)
 
 
 # ---------------------------------------------------------------- an older copy, and the payer holds T
@@ -143,16 +175,16 @@ FORGOTTEN = BEFORE_POST[: BEFORE_POST.index("ProposalDrafted") + 1]
 """Back to before one of these the log does not know T: it can only tell that its inputs paid us otherwise (session-model.md 3.4)."""
 
 
-async def older(story: Story, back_to: str) -> None:
+async def older(story: Story, back_to: str, pair: Pair) -> None:
     """The proposal is out; the store goes back to before an earlier event; Bob acts as he then can; and only now Alice sends T."""
-    play = story.play("after append ProposalPosted")
+    play = story.play("after append ProposalPosted", pair)
     play.backups = True
     play.two_contents = True
     play.lapse = LEASE  # the coin of a lost CoinsReserved stays locked: it may be in T
     acted = asyncio.Event()
 
     async def revive(person: Person) -> None:
-        await restore_database(person.party, play.copies[back_to])
+        await reopen(person.party, older_database=play.copies[back_to].database)
 
     async def on(play: Play, name: str, event: str) -> None:
         if play.bob.crashes and name == "bob" and event in ("ProposalPosted", "ProposalFound"):
@@ -179,13 +211,22 @@ async def older(story: Story, back_to: str) -> None:
     assert play.bob.crashes == 1
 
 
-@pytest.mark.parametrize("back_to", BEFORE_POST)
+def backs(events: Sequence[str]) -> list[ParameterSet]:
+    pairs = (PAPER, BDK) if WHOLE else (PAPER,)
+    return [pair.case(event, id=event) for pair in pairs for event in events]
+
+
+@pytest.mark.parametrize(("back_to", "pair"), backs(BEFORE_POST))
 async def test_a_store_older_than_the_lightning_peer_loses_nothing_when_the_payer_sends_the_proposal(
-    back_to: str,
+    back_to: str, pair: Pair
 ) -> None:
-    await older(CHANNELS, back_to)
+    await older(CHANNELS, back_to, pair)
 
 
-@pytest.mark.parametrize("back_to", [event for event in BEFORE_POST if not event.startswith("Channels")])
-async def test_a_store_older_than_a_plain_proposal_loses_nothing_when_the_payer_sends_it(back_to: str) -> None:
-    await older(PLAIN, back_to)
+@pytest.mark.parametrize(
+    ("back_to", "pair"), backs([event for event in BEFORE_POST if not event.startswith("Channels")])
+)
+async def test_a_store_older_than_a_plain_proposal_loses_nothing_when_the_payer_sends_it(
+    back_to: str, pair: Pair
+) -> None:
+    await older(PLAIN, back_to, pair)

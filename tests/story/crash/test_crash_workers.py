@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from _pytest.mark import ParameterSet
 
 from pjv2 import session as model
 from pjv2 import start
@@ -17,7 +19,8 @@ from pjv2.testing.entropy import SeededEntropy
 from pjv2.testing.memory_mailroom import MemoryMailroom
 from pjv2.units import FeeRate, Network, SessionId
 from tests.story.crash.kit import LONG_POLL, PACE, PATIENCE, Ending, Play, PostOffice, Switch, play_out
-from tests.story.crash.stories import CHANNELS, FALLBACK, PLAIN, PLAIN_INSTEAD, SENDER, Story
+from tests.story.crash.stories import CHANNELS, FALLBACK, PLAIN, PLAIN_INSTEAD, SENDER, WHOLE, Story, whole_tales
+from tests.story.lab.kit import BDK, PAPER, Pair, both_pairs, wallet_files
 
 
 class EveryClaim:
@@ -36,9 +39,9 @@ class EveryClaim:
 # ---------------------------------------------------------------- one worker sleeps, another one goes on
 
 
-async def overtaken(story: Story, point: str) -> Ending:
+async def overtaken(story: Story, point: str, pair: Pair) -> Ending:
     """The first worker is held before `point`; a second one carries the session to its end; then the first one wakes up."""
-    play = story.play(f"before {point}")
+    play = story.play(f"before {point}", pair)
 
     async def act(play: Play) -> None:
         victim = play.people[story.victim]
@@ -49,7 +52,7 @@ async def overtaken(story: Story, point: str) -> Ending:
             await victim.switch.paused.wait()
             assert victim.session is not None
             first = victim.switch
-            driver = play.driver(victim, Switch())
+            driver = play.driver(victim, Switch(), await play.another_wallet(victim))
             driver.store = EveryClaim(driver.store)  # type: ignore[assignment]  # a port by its methods
             await driver.drive(victim.session, model.is_closed)
             first.resumed.set()
@@ -74,44 +77,58 @@ def held_at(story: Story) -> list[str]:
     return [point for point in points if point != "new_address"]
 
 
-@pytest.mark.parametrize("point", held_at(PLAIN))
-async def test_a_plain_receiver_that_was_overtaken_does_no_harm(point: str) -> None:
-    assert await overtaken(PLAIN, point) == PLAIN.ending
+def holds(story: Story, points: Sequence[str] = ()) -> list[ParameterSet]:
+    """On paper everywhere, on BDK where the wallet takes part: a worker that wakes up has another one's wallet file before it."""
+    return [
+        pair.case(point, id=point)
+        for pair in (PAPER, BDK)
+        for point in points or held_at(story)
+        if pair is PAPER or WHOLE or point.startswith(("lock", "unlock", "sign", "broadcast"))
+    ]
 
 
-@pytest.mark.parametrize("point", held_at(CHANNELS))
-async def test_a_receiver_with_channels_that_was_overtaken_does_no_harm(point: str) -> None:
-    assert await overtaken(CHANNELS, point) in (CHANNELS.ending, PLAIN_INSTEAD)
+@pytest.mark.parametrize(("point", "pair"), holds(PLAIN))
+async def test_a_plain_receiver_that_was_overtaken_does_no_harm(point: str, pair: Pair) -> None:
+    assert await overtaken(PLAIN, point, pair) == PLAIN.ending
+
+
+@pytest.mark.parametrize(("point", "pair"), holds(CHANNELS))
+async def test_a_receiver_with_channels_that_was_overtaken_does_no_harm(point: str, pair: Pair) -> None:
+    assert await overtaken(CHANNELS, point, pair) in (CHANNELS.ending, PLAIN_INSTEAD)
 
 
 @pytest.mark.parametrize(
-    "point",
-    [
-        *("lock", "reserve", "reserve (2)", "secure", "secure (2)", "lock (2)", "append ProposalPosting", "POST reply"),
-        *("append FallbackBroadcasting", "cancel", "disconnect", "abandon", "unlock"),
-    ],
+    ("point", "pair"),
+    holds(
+        FALLBACK,
+        (
+            *("lock", "reserve", "reserve (2)", "secure", "secure (2)", "lock (2)"),
+            *("append ProposalPosting", "POST reply", "append FallbackBroadcasting"),
+            *("cancel", "disconnect", "abandon", "unlock"),
+        ),
+    ),
 )
-async def test_a_receiver_that_was_overtaken_by_the_fallback_does_no_harm(point: str) -> None:
+async def test_a_receiver_that_was_overtaken_by_the_fallback_does_no_harm(point: str, pair: Pair) -> None:
     """Nothing of ours was spent here: what the first worker takes when it wakes up, nobody else would give back."""
-    assert await overtaken(FALLBACK, point) == FALLBACK.ending
+    assert await overtaken(FALLBACK, point, pair) == FALLBACK.ending
 
 
-@pytest.mark.parametrize("point", held_at(SENDER))
-async def test_a_sender_that_was_overtaken_does_no_harm(point: str) -> None:
-    assert await overtaken(SENDER, point) == SENDER.ending
+@pytest.mark.parametrize(("point", "pair"), holds(SENDER))
+async def test_a_sender_that_was_overtaken_does_no_harm(point: str, pair: Pair) -> None:
+    assert await overtaken(SENDER, point, pair) == SENDER.ending
 
 
 # ---------------------------------------------------------------- two workers side by side
 
 
-@pytest.mark.parametrize("story", [PLAIN, CHANNELS], ids=lambda story: story.name)
-async def test_two_workers_on_one_session_end_as_one_does(story: Story) -> None:
-    play = story.play()
+@pytest.mark.parametrize(("story", "pair"), whole_tales(PLAIN, CHANNELS))
+async def test_two_workers_on_one_session_end_as_one_does(story: Story, pair: Pair) -> None:
+    play = story.play(pair=pair)
 
     async def act(play: Play) -> None:
         bob = play.bob
         bob.session = await bob.begin(play.driver(bob))
-        drivers = [play.driver(bob) for _ in range(2)]
+        drivers = [play.driver(bob), play.driver(bob, wallet=await play.another_wallet(bob))]
         for driver in drivers:
             driver.store = EveryClaim(driver.store)  # type: ignore[assignment]  # a port by its methods
         async with asyncio.TaskGroup() as group:
@@ -125,9 +142,9 @@ async def test_two_workers_on_one_session_end_as_one_does(story: Story) -> None:
 # ---------------------------------------------------------------- a clock that goes back
 
 
-@pytest.mark.parametrize("story", [CHANNELS, SENDER, FALLBACK], ids=lambda story: story.name)
-async def test_a_clock_that_goes_back_after_every_event_changes_nothing(story: Story) -> None:
-    play = story.play()
+@pytest.mark.parametrize(("story", "pair"), whole_tales(CHANNELS, SENDER, FALLBACK))
+async def test_a_clock_that_goes_back_after_every_event_changes_nothing(story: Story, pair: Pair) -> None:
+    play = story.play(pair=pair)
     script = story.on
 
     async def back(play: Play, name: str, event: str) -> None:
@@ -145,7 +162,8 @@ async def test_a_clock_that_goes_back_after_every_event_changes_nothing(story: S
 class Town:
     """A world with several sessions; blocks come when everybody who must see a transaction saw it."""
 
-    def __init__(self) -> None:
+    def __init__(self, pair: Pair) -> None:
+        self.pair = pair
         self.entropy = SeededEntropy("the town")
         self.world = World(entropy=self.entropy, long_poll=LONG_POLL)
         self.mailroom = MemoryMailroom(long_poll=LONG_POLL, clock=self.world.clock.now, rng=self.entropy)
@@ -161,14 +179,16 @@ class Town:
         return PostOffice(self.mailroom, self.world)
 
     async def party(self, name: str, *coins: int) -> Party:
-        return await self.world.party(name, coins=coins, pace=PACE, mailroom=self.post_office)
+        return await self.world.party(name, coins=coins, pace=PACE, mailroom=self.post_office, **self.pair.ports)
 
     async def twin(self, of: Party) -> Party:
         """The same wallet, restored from its seed on another machine: another log, other locks, the same coins."""
         twin = await self.party("twin")
+        await twin.close()
+        for file in wallet_files(twin.home):
+            file.unlink()
         twin.seed = of.seed
-        (twin.home / "wallet.json").unlink(missing_ok=True)
-        await twin.restart()
+        await twin.start()
         return twin
 
     async def until_mined(self, txs: int, *sessions: tuple[Party, SessionId]) -> None:
@@ -193,9 +213,10 @@ async def outcome(party: Party, session: SessionId) -> str | None:
     return (await party.store.row(session)).outcome
 
 
-async def test_two_sessions_that_want_one_coin_share_nothing() -> None:
+@both_pairs
+async def test_two_sessions_that_want_one_coin_share_nothing(pair: Pair) -> None:
     """The second one pays plainly: its Original is collected."""
-    async with Town() as town, asyncio.timeout(PATIENCE):
+    async with Town(pair) as town, asyncio.timeout(PATIENCE):
         bob = await town.party("bob", 200_000)
         payers = [await town.party(name, 400_000) for name in ("alice", "carol")]
         requests = [await ask(bob.driver, 100_000) for _ in payers]
@@ -213,9 +234,10 @@ async def test_two_sessions_that_want_one_coin_share_nothing() -> None:
         await audit(town.world)
 
 
-async def test_an_input_that_is_offered_to_two_sessions_buys_one_proposal() -> None:
+@both_pairs
+async def test_an_input_that_is_offered_to_two_sessions_buys_one_proposal(pair: Pair) -> None:
     """The second request refuses it, with the words that a prober always gets."""
-    async with Town() as town, asyncio.timeout(PATIENCE):
+    async with Town(pair) as town, asyncio.timeout(PATIENCE):
         bob = await town.party("bob", 200_000, 180_000)
         alice = await town.party("alice", 400_000)
         twin = await town.twin(alice)

@@ -9,18 +9,23 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
+from _pytest.mark import ParameterSet
 
 from pjv2 import session as model
 from pjv2 import start
 from pjv2.backends.channel.rehearsal_peer import RehearsalPeer
 from pjv2.errors import PayjoinError
 from pjv2.lab.audit import audit
-from pjv2.lab.world import LAB_PACE, Party, Told, World
+from pjv2.lab.world import LAB_PACE, Party, Told, World, bdk_party_wallet, esplora_chain, own_chain, paper_wallet
+from pjv2.ports import Chain, Wallet
 from pjv2.psbt.params import format_params
 from pjv2.psbt.plan import ChannelOrder
 from pjv2.psbt.tx import Psbt, PsbtInput, PsbtOutput, Tx, TxIn, TxOut, address_to_script
@@ -78,6 +83,67 @@ SENT = [
 ]
 FAST = replace(LAB_PACE, node_timer=0.3)
 """For peers that never answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A kind of wallet, and where it and its owner learn of the chain."""
+
+    name: str
+    wallet: Callable[[Party], Awaitable[Wallet]]
+    chain: Callable[[Party], Awaitable[Chain]]
+
+    @property
+    def ports(self) -> dict[str, Any]:
+        """For `World.party`."""
+        return {"wallet": self.wallet, "chain": self.chain}
+
+    @property
+    def shared(self) -> bool:
+        """Whether another process has a wallet of its own on the same file."""
+        return self is BDK
+
+    @property
+    def marks(self) -> tuple[pytest.MarkDecorator, ...]:
+        missing = self is BDK and find_spec("bdkpython") is None
+        return (pytest.mark.skip(reason="the embedded wallet is not installed"),) if missing else ()
+
+    def case(self, *values: Any, id: str) -> ParameterSet:
+        """A test's parameters, this pair last."""
+        return pytest.param(*values, self, id=f"{id}, {self.name}" if self is not PAPER else id, marks=self.marks)
+
+
+_SCANNED: dict[tuple[bytes, str], dict[str, bytes]] = {}
+"""Wallet files by seed and tip, as the first look for old money left them."""
+
+
+async def scanned_wallet(party: Party) -> Wallet:
+    """A BDK wallet that has looked for old money: once in a process for each seed and each chain that it may lie on."""
+    chain = party.world.chain
+    key = (party.seed, chain.block(chain.height).hash)
+    fresh = not (party.home / "wallet.sqlite").exists()
+    if fresh:
+        for name, content in _SCANNED.get(key, {}).items():
+            (party.home / name).write_bytes(content)
+            (party.home / name).chmod(0o600)
+    wallet = await bdk_party_wallet(party)
+    if fresh and key not in _SCANNED:
+        await wallet.sync()
+        _SCANNED[key] = {file.name: file.read_bytes() for file in wallet_files(party.home)}
+    return wallet
+
+
+def wallet_files(home: Path) -> list[Path]:
+    return [file for file in home.glob("wallet*") if file.suffix != ".lock"]
+
+
+PAPER = Pair("paper", paper_wallet, own_chain)
+"""Keys of its own, a file of locks and indexes, and the chain itself."""
+BDK = Pair("bdk", scanned_wallet, esplora_chain)
+"""A descriptor wallet in a SQLite file of its own, everything over an Esplora server: an installation without a node."""
+both_pairs = pytest.mark.parametrize(
+    "pair", [pytest.param(pair, id=pair.name, marks=pair.marks) for pair in (PAPER, BDK)]
+)
 
 
 @dataclass
@@ -182,13 +248,33 @@ class Story:
         await self.until(alice, "Seen", payment.session, what="payjoin")
         return await self.until(bob, "Seen", request.session, what="payjoin")
 
+    async def begin(self, bob: Party, alice: Party, request: start.Request, **more: Any) -> start.Payment:
+        """Alice pays the request, and both programs run."""
+        self.drive(bob, request.session)
+        payment = await self.pay(alice, request, **more)
+        self.drive(alice, payment.session)
+        return payment
+
+    async def propose(self, bob: Party, alice: Party, request: start.Request, **more: Any) -> start.Payment:
+        """The proposal is posted, and Alice's program has ended before it could read it."""
+        payment = await self.begin(bob, alice, request, **more)
+        await self.until(alice, "OriginalPosted", payment.session)
+        await self.leave(alice, payment.session)
+        await self.until(bob, "ProposalPosted", request.session)
+        return payment
+
+    async def both_ended(
+        self, outcome: str, bob: Party, request: start.Request, alice: Party, payment: start.Payment
+    ) -> None:
+        """Both sessions close with this outcome."""
+        assert (await self.closed(bob, request.session)).facts["outcome"] == outcome
+        assert (await self.closed(alice, payment.session)).facts["outcome"] == outcome
+
     async def payjoin(
         self, bob: Party, alice: Party, request: start.Request, **more: Any
     ) -> tuple[Told, Told, start.Payment]:
         """A payment from beginning to end: bob's and alice's `Closed`."""
-        self.drive(bob, request.session)
-        payment = await self.pay(alice, request, **more)
-        self.drive(alice, payment.session)
+        payment = await self.begin(bob, alice, request, **more)
         await self.both_seen(bob, request, alice, payment)
         await self.bury()
         return await self.closed(bob, request.session), await self.closed(alice, payment.session), payment
@@ -235,7 +321,7 @@ class Story:
         for party in parties:
             assert not await party.store.coins_in_use()
             assert not await party.store.peers_in_use()
-            assert not party.wallet.locked()
+            assert not await party.locked()
             if party.node is not None:
                 await party.node.sync()
                 assert not party.node.reserved()
@@ -341,14 +427,20 @@ async def spend(
     party: Party, outpoints: Sequence[Outpoint], outputs: Sequence[TxOut], *, sequence: int = 0xFFFFFFFD
 ) -> Tx:
     """A signed transaction of a party's own coins, not broadcast."""
-    txins = tuple(TxIn(outpoint, b"", sequence) for outpoint in outpoints)
+    psbt = await unsigned(party, outpoints, outputs, sequence=sequence)
+    return Psbt.parse(await party.wallet.sign(psbt.serialize(), outpoints)).extract()
+
+
+async def unsigned(
+    party: Party, outpoints: Sequence[Outpoint], outputs: Sequence[TxOut], *, sequence: int = 0xFFFFFFFD
+) -> Psbt:
+    """What `spend` signs."""
     prevouts = await party.world.chain.prevouts(outpoints)
-    psbt = Psbt(
-        Tx(2, 0, txins, tuple(outputs)),
+    return Psbt(
+        Tx(2, 0, tuple(TxIn(outpoint, b"", sequence) for outpoint in outpoints), tuple(outputs)),
         tuple(PsbtInput(witness_utxo=prevouts[outpoint].txout) for outpoint in outpoints),
         tuple(PsbtOutput() for _ in outputs),
     )
-    return Psbt.parse(await party.wallet.sign(psbt.serialize(), outpoints)).extract()
 
 
 async def change_script(party: Party) -> bytes:

@@ -26,16 +26,13 @@ async def test_nothing_is_proposed_before_a_person_approves() -> None:
     async with stage() as s:
         bob, alice = await s.bob(), await s.alice()
         request = await s.request(bob, policy=ASK)
-        s.drive(bob, request.session)
-        payment = await s.pay(alice, request)
-        s.drive(alice, payment.session)
+        payment = await s.begin(bob, alice, request)
         await s.until(bob, "OriginalAccepted", request.session)
         assert s.told(bob, request.session) == ["Created", "OriginalReceived", "OriginalAccepted"]
         await bob.driver.command(request.session, Approve())
         await s.both_seen(bob, request, alice, payment)
         await s.bury()
-        assert (await s.closed(bob, request.session)).facts["outcome"] == "Paid"
-        assert (await s.closed(alice, payment.session)).facts["outcome"] == "Paid"
+        await s.both_ended("Paid", bob, request, alice, payment)
         assert s.told(bob, request.session) == [*PLAIN[:3], "Approved", *PLAIN[3:]]
 
 
@@ -43,16 +40,13 @@ async def test_a_declined_payer_is_told_and_his_original_pays() -> None:
     async with stage() as s:
         bob, alice = await s.bob(), await s.alice()
         request = await s.request(bob, policy=ASK)
-        s.drive(bob, request.session)
-        payment = await s.pay(alice, request)
-        s.drive(alice, payment.session)
+        payment = await s.begin(bob, alice, request)
         await s.until(bob, "OriginalAccepted", request.session)
         await bob.driver.command(request.session, Decline())
         await s.until(alice, "ProposalRefused", payment.session, code="unavailable")
         await s.until(bob, "Seen", request.session, what="original")
         await s.bury()
-        assert (await s.closed(bob, request.session)).facts["outcome"] == "PaidByFallback"
-        assert (await s.closed(alice, payment.session)).facts["outcome"] == "PaidByFallback"
+        await s.both_ended("PaidByFallback", bob, request, alice, payment)
         await s.all_free(bob, alice)
 
 
@@ -76,9 +70,7 @@ async def test_cancelling_before_a_proposal_left_ends_without_one(broadcast: boo
     async with stage(long_poll=0.2) as s:
         bob, alice = await s.bob(), await s.alice()
         request = await s.request(bob, policy=ASK)
-        s.drive(bob, request.session)
-        payment = await s.pay(alice, request)
-        s.drive(alice, payment.session)
+        payment = await s.begin(bob, alice, request)
         await s.until(bob, "OriginalAccepted", request.session)
         await bob.driver.command(request.session, Cancel(broadcast))
         await s.until(bob, "ProposingStopped", request.session, why="cancelled")
@@ -106,9 +98,7 @@ async def test_cancelling_while_channels_are_secured_releases_them_and_the_origi
         [peer] = s.world.peers(1)
         peer.fault(Step.SECURE, Fault.STALL_ANSWER)
         request = await s.request(bob, channels=[s.order(peer)])
-        s.drive(bob, request.session)
-        payment = await s.pay(alice, request)
-        s.drive(alice, payment.session)
+        payment = await s.begin(bob, alice, request)
         await peer.until_held(Step.SECURE)
         await bob.driver.command(request.session, Cancel())
         await s.until(bob, "ChannelsReleasing", request.session, next="end")
@@ -116,8 +106,7 @@ async def test_cancelling_while_channels_are_secured_releases_them_and_the_origi
         peer.resume()
         await s.until(bob, "Seen", request.session, what="original")
         await s.bury()
-        assert (await s.closed(bob, request.session)).facts["outcome"] == "PaidByFallback"
-        assert (await s.closed(alice, payment.session)).facts["outcome"] == "PaidByFallback"
+        await s.both_ended("PaidByFallback", bob, request, alice, payment)
         assert "ProposalPosting" not in s.told(bob, request.session)
         await s.all_free(bob, alice)
 
@@ -230,16 +219,13 @@ async def test_an_original_that_expires_while_a_person_hesitates_pays_by_itself(
     async with stage(long_poll=0.2) as s:
         bob, alice = await s.bob(), await s.alice()
         request = await s.request(bob, policy=ASK)
-        s.drive(bob, request.session)
-        payment = await s.pay(alice, request)
-        s.drive(alice, payment.session)
+        payment = await s.begin(bob, alice, request)
         await s.until(bob, "OriginalAccepted", request.session)
         s.past(request)
         await s.until(bob, "ProposingStopped", request.session)
         await s.until(bob, "Seen", request.session, what="original")
         await s.bury()
-        assert (await s.closed(bob, request.session)).facts["outcome"] == "PaidByFallback"
-        assert (await s.closed(alice, payment.session)).facts["outcome"] == "PaidByFallback"
+        await s.both_ended("PaidByFallback", bob, request, alice, payment)
 
 
 # ---------------------------------------------------------------- other payments
@@ -266,12 +252,7 @@ async def test_once_an_original_was_accepted_a_stray_payment_to_the_address_is_o
     async with stage() as s:
         bob, alice = await s.bob(), await s.alice()
         request = await s.request(bob)
-        s.drive(bob, request.session)
-        payment = await s.pay(alice, request)
-        s.drive(alice, payment.session)
-        await s.until(alice, "OriginalPosted", payment.session)
-        await s.leave(alice, payment.session)
-        await s.until(bob, "ProposalPosted", request.session)
+        payment = await s.propose(bob, alice, request)
         script = (await s.event(bob, request.session, ev.ReceiverCreated)).script
         bob.funded[await s.world.chain.fund(script, 600)] = 600
         await s.bury()
@@ -280,8 +261,7 @@ async def test_once_an_original_was_accepted_a_stray_payment_to_the_address_is_o
         s.drive(alice, payment.session)
         await s.both_seen(bob, request, alice, payment)
         await s.bury()
-        assert (await s.closed(bob, request.session)).facts["outcome"] == "Paid"
-        assert (await s.closed(alice, payment.session)).facts["outcome"] == "Paid"
+        await s.both_ended("Paid", bob, request, alice, payment)
 
 
 @pytest.mark.parametrize("channels", [False, True])
@@ -313,12 +293,7 @@ async def test_a_payer_who_takes_his_coins_back_ends_both_sides_without_a_loss(c
         bob, alice = await s.bob(lightning=channels), await s.alice()
         wanted = {"channels": [s.order(s.world.peers(1)[0])]} if channels else {}
         request = await s.request(bob, **wanted)
-        s.drive(bob, request.session)
-        payment = await s.pay(alice, request)
-        s.drive(alice, payment.session)
-        await s.until(alice, "OriginalPosted", payment.session)
-        await s.leave(alice, payment.session)
-        await s.until(bob, "ProposalPosted", request.session)
+        payment = await s.propose(bob, alice, request)
         await alice.driver.command(payment.session, Reclaim(await change_script(alice), FeeRate.from_sat_per_vb(10)))
         s.drive(alice, payment.session)
         reclaim = await s.until(alice, "ReclaimBroadcasting", payment.session)
@@ -450,9 +425,7 @@ async def test_a_reorganisation_below_six_blocks_undoes_nothing_but_news() -> No
     async with stage() as s:
         bob, alice = await s.bob(lightning=True), await s.alice()
         request = await s.request(bob, channels=[s.order(s.world.peers(1)[0])])
-        s.drive(bob, request.session)
-        payment = await s.pay(alice, request)
-        s.drive(alice, payment.session)
+        payment = await s.begin(bob, alice, request)
         seen = await s.both_seen(bob, request, alice, payment)
         await s.bury(5)
         height = s.world.chain.height - 4
@@ -473,9 +446,7 @@ async def test_a_reorganisation_that_puts_a_conflict_in_its_place_ends_conflicte
     async with stage() as s:
         bob, alice = await s.bob(lightning=True), await s.alice()
         request = await s.request(bob, channels=[s.order(s.world.peers(1)[0])])
-        s.drive(bob, request.session)
-        payment = await s.pay(alice, request)
-        s.drive(alice, payment.session)
+        payment = await s.begin(bob, alice, request)
         seen = await s.both_seen(bob, request, alice, payment)
         inputs = list(alice.funded)
         [value] = alice.funded.values()

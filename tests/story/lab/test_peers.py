@@ -49,9 +49,7 @@ async def test_a_peer_that_fails_costs_a_channel_and_never_the_payment(
             bob, channels=[s.order(bad, 60_000), s.order(good)], policy=replace(Policy(), on_peer_failure=policy)
         )
         make_trouble(bad, trouble)
-        s.drive(bob, request.session)
-        payment = await s.pay(alice, request)
-        s.drive(alice, payment.session)
+        payment = await s.begin(bob, alice, request)
         if policy == "abort":
             await s.until(alice, "ProposalRefused", payment.session, code="unavailable")
             await s.until(bob, "Seen", request.session, what="original")

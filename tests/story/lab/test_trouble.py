@@ -82,20 +82,14 @@ async def test_a_directory_that_dies_after_the_proposal_costs_nothing_but_the_pa
     async with stage() as s:
         bob, alice = await s.bob(), await s.alice()
         request = await s.request(bob)
-        s.drive(bob, request.session)
-        payment = await s.pay(alice, request)
-        s.drive(alice, payment.session)
-        await s.until(alice, "OriginalPosted", payment.session)
-        await s.leave(alice, payment.session)
-        await s.until(bob, "ProposalPosted", request.session)
+        payment = await s.propose(bob, alice, request)
         s.world.directory.offline = True
         s.drive(alice, payment.session)
         await s.until(alice, "NotNow", payment.session, what="Poll")
         s.past(request, 601)
         await s.until(bob, "Seen", request.session, what="original")
         await s.bury()
-        assert (await s.closed(bob, request.session)).facts["outcome"] == "PaidByFallback"
-        assert (await s.closed(alice, payment.session)).facts["outcome"] == "PaidByFallback"
+        await s.both_ended("PaidByFallback", bob, request, alice, payment)
         await s.all_free(bob, alice)
 
 
@@ -103,12 +97,7 @@ async def test_a_rotated_key_ends_the_exchange_and_the_original_pays() -> None:
     async with stage() as s:
         bob, alice = await s.bob(), await s.alice()
         request = await s.request(bob)
-        s.drive(bob, request.session)
-        payment = await s.pay(alice, request)
-        s.drive(alice, payment.session)
-        await s.until(alice, "OriginalPosted", payment.session)
-        await s.leave(alice, payment.session)
-        await s.until(bob, "ProposalPosted", request.session)
+        payment = await s.propose(bob, alice, request)
         s.world.directory.rotate_keys()
         s.drive(alice, payment.session)
         await s.until(alice, "KeyRotated", payment.session)
@@ -116,8 +105,7 @@ async def test_a_rotated_key_ends_the_exchange_and_the_original_pays() -> None:
         await s.until(alice, "Seen", payment.session, what="original")
         await s.until(bob, "Seen", request.session, what="original")
         await s.bury()
-        assert (await s.closed(bob, request.session)).facts["outcome"] == "PaidByFallback"
-        assert (await s.closed(alice, payment.session)).facts["outcome"] == "PaidByFallback"
+        await s.both_ended("PaidByFallback", bob, request, alice, payment)
         # New requests carry the new key.
         bob.funded.update(dict.fromkeys(await bob.fund(210_000), 210_000))
         again = await s.request(bob)
@@ -157,16 +145,13 @@ async def test_a_locked_wallet_delays_a_proposal_and_forbids_channels(channels: 
         wanted = {"channels": [s.order(s.world.peers(1)[0])]} if channels else {}
         request = await s.request(bob, **wanted)
         bob.wallet.locked_for_signing = True
-        s.drive(bob, request.session)
-        payment = await s.pay(alice, request)
-        s.drive(alice, payment.session)
+        payment = await s.begin(bob, alice, request)
         await s.until(bob, "NotNow", request.session, what="Sign", tries=2)
         assert s.told(bob, request.session) == PLAIN[:5]
         bob.wallet.locked_for_signing = False
         await s.both_seen(bob, request, alice, payment)
         await s.bury()
-        assert (await s.closed(bob, request.session)).facts["outcome"] == "Paid"
-        assert (await s.closed(alice, payment.session)).facts["outcome"] == "Paid"
+        await s.both_ended("Paid", bob, request, alice, payment)
         assert s.told(bob, request.session) == PLAIN
 
 
@@ -175,15 +160,12 @@ async def test_a_wallet_that_stays_locked_leaves_the_payment_to_the_original() -
         bob, alice = await s.bob(), await s.alice()
         request = await s.request(bob)
         bob.wallet.locked_for_signing = True
-        s.drive(bob, request.session)
-        payment = await s.pay(alice, request)
-        s.drive(alice, payment.session)
+        payment = await s.begin(bob, alice, request)
         await s.until(bob, "NotNow", request.session, what="Sign")
         s.past(request, 601)
         await s.until(bob, "Seen", request.session, what="original")
         await s.bury()
-        assert (await s.closed(bob, request.session)).facts["outcome"] == "PaidByFallback"
-        assert (await s.closed(alice, payment.session)).facts["outcome"] == "PaidByFallback"
+        await s.both_ended("PaidByFallback", bob, request, alice, payment)
         await s.all_free(bob, alice)
 
 
@@ -236,9 +218,7 @@ async def test_a_stuck_payjoin_is_pulled_by_a_child_of_our_change() -> None:
     async with stage() as s:
         bob, alice = await s.bob(lightning=True), await s.alice()
         request = await s.request(bob, channels=[s.order(s.world.peers(1)[0])])
-        s.drive(bob, request.session)
-        payment = await s.pay(alice, request)
-        s.drive(alice, payment.session)
+        payment = await s.begin(bob, alice, request)
         seen = await s.both_seen(bob, request, alice, payment)
         await s.leave(alice, payment.session)
         s.world.chain.estimates[6] = fast(20)
@@ -291,9 +271,7 @@ async def test_a_payjoin_that_fell_out_of_the_mempool_comes_back_when_fees_fall(
     async with stage() as s:
         bob, alice = await s.bob(), await s.alice()
         request = await s.request(bob)
-        s.drive(bob, request.session)
-        payment = await s.pay(alice, request)
-        s.drive(alice, payment.session)
+        payment = await s.begin(bob, alice, request)
         await s.both_seen(bob, request, alice, payment)
         await s.world.chain.spike(fast(10))
         assert not s.in_mempool()
@@ -305,8 +283,7 @@ async def test_a_payjoin_that_fell_out_of_the_mempool_comes_back_when_fees_fall(
         await s.until(alice, "Seen", payment.session, what="original")
         await s.until(bob, "Seen", request.session, what="original")
         await s.bury()
-        assert (await s.closed(bob, request.session)).facts["outcome"] == "PaidByFallback"
-        assert (await s.closed(alice, payment.session)).facts["outcome"] == "PaidByFallback"
+        await s.both_ended("PaidByFallback", bob, request, alice, payment)
         await s.all_free(bob, alice)
 
 
@@ -314,15 +291,12 @@ async def test_one_stuck_proposal_is_evicted_and_sent_again_by_the_payer() -> No
     async with stage() as s:
         bob, alice = await s.bob(), await s.alice()
         request = await s.request(bob)
-        s.drive(bob, request.session)
-        payment = await s.pay(alice, request)
-        s.drive(alice, payment.session)
+        payment = await s.begin(bob, alice, request)
         seen = await s.both_seen(bob, request, alice, payment)
         await s.world.chain.evict(seen.facts["txid"])
         await s.until(alice, "Seen", payment.session, what="payjoin", count=2)
         await s.bury()
-        assert (await s.closed(bob, request.session)).facts["outcome"] == "Paid"
-        assert (await s.closed(alice, payment.session)).facts["outcome"] == "Paid"
+        await s.both_ended("Paid", bob, request, alice, payment)
 
 
 # ---------------------------------------------------------------- the way out
