@@ -228,7 +228,9 @@ class Bitcoind:
 
     def mine(self, blocks: int = 1) -> str:
         """The hash of the last of some new blocks, whose coins are the miner's."""
-        return str(self.call("generatetoaddress", blocks, self.call("getnewaddress", wallet=MINER))[-1])
+        last = str(self.call("generatetoaddress", blocks, self.call("getnewaddress", wallet=MINER))[-1])
+        self.call("syncwithvalidationinterfacequeue")  # the wallets hear of blocks a moment later
+        return last
 
     def mempool(self) -> list[str]:
         return list(self.call("getrawmempool"))

@@ -181,7 +181,7 @@ class BdkWallet:
 
     async def locked(self) -> frozenset[Outpoint]:
         """Every coin that is locked now, under whatever id."""
-        return await self._do(WalletFile.locked)
+        return await self._do(WalletFile.locked, self._now())
 
     async def scripts(self) -> frozenset[bytes]:
         """Every script this wallet has handed out."""

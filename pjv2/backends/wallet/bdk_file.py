@@ -335,7 +335,8 @@ class WalletFile:
         frozen = (Outpoint(str(coin.txid), coin.vout) for coin in self._wallet.list_locked_outpoints())
         return self._leases.held().union(frozen)
 
-    def locked(self) -> frozenset[Outpoint]:
+    def locked(self, now: Instant) -> frozenset[Outpoint]:
+        self._end_leases(now)
         return self._locked()
 
     def revealed(self) -> tuple[int, int]:
